@@ -1,0 +1,3 @@
+//! The CRI daemon: configuration, tracing, composition root.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! One per box: enters the pod's namespaces, jails itself, becomes the virtual machine.
+
+fn main() {}

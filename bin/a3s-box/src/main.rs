@@ -1,0 +1,3 @@
+//! The command line: run, doctor and friends.
+
+fn main() {}

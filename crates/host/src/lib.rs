@@ -1,0 +1,1 @@
+//! What both host programs share: configuration, installed layout, composition, doctor.

@@ -1,0 +1,1 @@
+//! The OCI adapter: references, registry client, content store, tar to EROFS.

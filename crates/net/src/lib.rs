@@ -1,0 +1,1 @@
+//! Pod networking: CNI execution, network namespaces, taps and traffic redirection.

@@ -1,0 +1,1 @@
+//! The wire between host and guest agent: messages, ports and stream framing.

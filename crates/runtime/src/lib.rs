@@ -1,0 +1,1 @@
+//! Boxes and sessions: lifecycle, driver tasks, agent client, recovery.

@@ -1,0 +1,1 @@
+//! Durable records (redb) behind the Storage seam of core.

@@ -1,0 +1,1 @@
+//! The Vmm seam and its backends: the only crate that names a hypervisor.

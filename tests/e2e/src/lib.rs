@@ -1,0 +1,1 @@
+//! End-to-end suite against a running daemon.

@@ -1,0 +1,3 @@
+//! Builds, demonstrates and tests a3s-box: build, demo, test.
+
+fn main() {}
