@@ -1,0 +1,58 @@
+//! What a pod's network is, once it is set up: the result of the network adapter and what the
+//! guest is told of it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// An address with its prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Bits of the network part.
+    pub prefix: u8,
+}
+
+/// A route of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination; `0.0.0.0/0` or `::/0` is the default route.
+    pub destination: Address,
+    /// The next hop; without one the destination is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// One interface, as the guest's NIC is to look.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The name in the guest, usually `eth0`.
+    pub name: String,
+    /// The MAC address that CNI gave the pod's end, six octets.
+    pub mac: [u8; 6],
+    /// Bytes.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// Routes through it.
+    pub routes: Vec<Route>,
+    /// The tap in the pod's network namespace that the VMM opens.
+    pub tap: String,
+}
+
+/// A pod's network after a successful set-up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNetwork {
+    /// A bind mount of the namespace, e.g. `/var/run/netns/a3s-…`; the VMM enters it.
+    pub netns: PathBuf,
+    /// The interfaces of the pod, primary first.
+    pub interfaces: Vec<Interface>,
+}
+
+impl PodNetwork {
+    /// All addresses of the pod, the primary interface's first: CRI's `ip` and `additional_ips`.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.interfaces.iter().flat_map(|i| i.addresses.iter().map(|a| a.ip))
+    }
+}
