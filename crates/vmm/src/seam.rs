@@ -1,0 +1,165 @@
+//! The seam between the runtime and a hypervisor.
+//!
+//! A backend turns a [`BoxPlan`] into a running process tree with one `a3s-box-vmm` process at its
+//! root. Everything the runtime does with a running VM goes through [`Machine`]; nothing above
+//! this crate knows which hypervisor it is.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+use a3s_box_core::BoxId;
+
+use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
+
+/// Which hypervisor runs a box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// libkrun on KVM, in the `a3s-box-vmm` process itself.
+    Libkrun,
+    /// QEMU's microvm machine, software emulation or KVM.
+    Qemu,
+}
+
+/// Everything that a backend must know to start a box. All paths are absolute host paths.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BoxPlan {
+    /// Whose box.
+    pub id: BoxId,
+    /// The box's directory, e.g. `/run/a3s-box/boxes/<id>`. It exists and belongs to this box alone. The backend
+    /// puts `plan.json`, `console.log`, `vmm.log` and the directory `vsock/` there.
+    pub dir: PathBuf,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// The guest kernel (ELF).
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// Appended to the kernel's command line.
+    pub cmdline: String,
+    /// The scratch disk: a raw image that the guest sees as /dev/vda.
+    pub scratch: PathBuf,
+    /// The pod's network namespace and NICs; `None` for loopback only.
+    pub network: Option<PlanNetwork>,
+    /// Directories of the host's cgroup hierarchies that the process tree is put into. They exist.
+    pub cgroups: Vec<PathBuf>,
+    /// Further guest ports that the host may dial (agent images).
+    pub guest_ports: Vec<u32>,
+}
+
+/// The network part of a plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlanNetwork {
+    /// A bind mount of the namespace.
+    pub netns: PathBuf,
+    /// The NICs in the order in which the guest sees them.
+    pub nics: Vec<PlanNic>,
+}
+
+/// One NIC: a persistent tap in the pod's network namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlanNic {
+    /// The tap's name.
+    pub tap: String,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// What must be remembered of a running VM to find it again after the daemon was restarted. A pid alone can
+/// be reused; pid and start time together cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineFacts {
+    /// Which backend made it.
+    pub backend: BackendKind,
+    /// The `a3s-box-vmm` process.
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat: clock ticks between the host's boot and the start of the process.
+    pub start_ticks: u64,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MachineExit {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The process ended with an exit code other than 0.
+    Failed {
+        /// The exit code.
+        code: i32,
+    },
+    /// The process was ended by a signal.
+    Killed {
+        /// The signal.
+        signal: i32,
+    },
+    /// The process is gone and was not our child, so nobody can tell how.
+    Vanished,
+}
+
+/// A mount to appear in a box's share.
+#[derive(Debug)]
+pub struct Attachment {
+    /// What: a file or directory of the host, opened (O_PATH) by the caller so that no symlink can be swapped
+    /// underneath.
+    pub source: OwnedFd,
+    /// Where, relative to the share: `images/<name>` or `pod/<name>`. One level, no `..`.
+    pub target: String,
+    /// Writes through it are refused by the host.
+    pub readonly: bool,
+    /// With `readonly`: the mounts below the source are made read-only too.
+    pub recursive_readonly: bool,
+    /// Host mounts that appear below the source later appear here too (`rslave`); otherwise private.
+    pub propagate: bool,
+}
+
+/// Starts boxes.
+#[async_trait]
+pub trait Vmm: Send + Sync + 'static {
+    /// Which hypervisor this is.
+    fn kind(&self) -> BackendKind;
+
+    /// Starts a box. When this returns the process exists and the vsock sockets are listened on; the guest
+    /// may still be booting. A failure leaves no process behind.
+    async fn launch(&self, plan: &BoxPlan) -> Result<Box<dyn Machine>, LaunchError>;
+
+    /// Finds a box that an earlier daemon started. `Ok(None)`: it is gone.
+    async fn adopt(&self, plan: &BoxPlan, facts: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError>;
+}
+
+/// A VM that was started. Dropping the value does not end it: boxes outlive the daemon.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// To be remembered.
+    fn facts(&self) -> MachineFacts;
+
+    /// Waits for the guest's Ready message on [`a3s_box_protocol::READY_PORT`]; ends early if the VM ends.
+    async fn ready(&self, limit: Duration) -> Result<a3s_box_protocol::proto::Ready, MachineError>;
+
+    /// Dials a port of the guest. Only after `ready`.
+    async fn connect(&self, port: u32) -> Result<UnixStream, ConnectError>;
+
+    /// Makes a mount appear in the running box's share (open_tree, setns, move_mount).
+    async fn attach(&self, attachment: Attachment) -> Result<(), AttachError>;
+
+    /// Removes such a mount; one that is not there is no error.
+    async fn detach(&self, target: &str) -> Result<(), AttachError>;
+
+    /// Answers when the whole process tree has ended. May be called by several tasks and again.
+    async fn wait(&self) -> MachineExit;
+
+    /// Ends the process tree at once. One that has ended is no error.
+    async fn kill(&self) -> Result<(), MachineError>;
+
+    /// The last lines of the guest's console and of the VMM's own log, for messages: at most `bytes`, with
+    /// control characters removed.
+    async fn last_words(&self, bytes: usize) -> String;
+}
