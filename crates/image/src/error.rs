@@ -1,0 +1,166 @@
+//! What the store answers when it cannot.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::reference::ReferenceError;
+use crate::store::StoreError;
+
+/// What sort of failure it is: what a caller decides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The image, tag or digest does not exist.
+    NotFound,
+    /// The registry wants (other) credentials.
+    Unauthorized,
+    /// The text is no image reference, or names several images.
+    InvalidReference,
+    /// Bytes that do not match their digest, size or format.
+    Corrupt,
+    /// The disk is full.
+    NoSpace,
+    /// The registry or network does not work now; trying later may help.
+    Unavailable,
+    /// The registry took too long.
+    Timeout,
+    /// Well-formed, but nothing we run: another platform, schema 1, over a limit.
+    Unsupported,
+    /// Our own state or this machine is at fault.
+    Internal,
+}
+
+impl ErrorKind {
+    /// What an operator can do about it.
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::NotFound => "check the name and tag, and that the registry has it",
+            Self::Unauthorized => "check the credentials (imagePullSecrets) and that the repository exists",
+            Self::InvalidReference => "write it as [HOST[:PORT]/]NAME[:TAG|@DIGEST]",
+            Self::Corrupt => "the registry or a proxy serves bad bytes: push the image again or ask its owner",
+            Self::NoSpace => "free disk space under the state directory, for instance by removing unused images",
+            Self::Unavailable => "check that the registry runs and is reachable, and hosts.toml; then try again",
+            Self::Timeout => "check the network path to the registry; then try again",
+            Self::Unsupported => "use an image built for this platform, in OCI or docker schema 2 format",
+            Self::Internal => "see the source of the error and the daemon's log",
+        }
+    }
+}
+
+/// A failed call of the image store. Its `Display` is one complete line: what was tried, the
+/// stage, the object, every cause, and the remedy; it holds no secrets. Print it as it is.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// The text is no image reference.
+    #[error("{}; {}", .0, ErrorKind::InvalidReference.remedy())]
+    Reference(ReferenceError),
+    /// No image of that name is here.
+    #[error("image {name:?} is not on this machine; pull it first")]
+    NoSuchImage {
+        /// The name as it was given.
+        name: String,
+    },
+    /// A prefix of several ids.
+    #[error("image id prefix {prefix:?} fits {matches} images; give more digits")]
+    Ambiguous {
+        /// The prefix as it was given.
+        prefix: String,
+        /// How many it fits.
+        matches: usize,
+    },
+    /// A pull failed.
+    #[error(transparent)]
+    Pull(Box<PullError>),
+    /// The store itself failed.
+    #[error("image store: {}; {}", Chain(.0), .0.kind().remedy())]
+    Store(StoreError),
+}
+
+impl ImageError {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Reference(_) | Self::Ambiguous { .. } => ErrorKind::InvalidReference,
+            Self::NoSuchImage { .. } => ErrorKind::NotFound,
+            Self::Pull(error) => error.cause.kind(),
+            Self::Store(error) => error.kind(),
+        }
+    }
+}
+
+/// The step of a pull that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Stage {
+    /// Reading `hosts.toml` or the local archive.
+    #[error("finding the source")]
+    Source,
+    /// Fetching the manifest, or choosing it from an index.
+    #[error("fetching the manifest")]
+    Manifest,
+    /// Fetching or reading the image config.
+    #[error("fetching the config")]
+    Config,
+    /// Downloading and converting a layer.
+    #[error("layer {index} of {count} ({digest})")]
+    Layer {
+        /// Counted from one.
+        index: usize,
+        /// Of how many.
+        count: usize,
+        /// The digest of its blob.
+        digest: String,
+    },
+    /// Writing the record.
+    #[error("recording the image")]
+    Record,
+}
+
+/// A pull that failed: of what, where, and why.
+#[derive(Debug, Error)]
+#[error("cannot pull {reference}: {stage}: {}; {}", Chain(.cause), .cause.kind().remedy())]
+pub struct PullError {
+    /// The reference as normalised.
+    pub reference: String,
+    /// The step.
+    pub stage: Stage,
+    /// Why.
+    pub cause: PullCause,
+}
+
+/// Why a pull failed.
+#[derive(Debug, Error)]
+pub enum PullCause {
+    /// The store could not write or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PullCause {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+        }
+    }
+}
+
+/// Shows an error and all its sources, `a: b: c`, skipping a source whose text is already there.
+pub(crate) struct Chain<'a, E: StdError>(pub(crate) &'a E);
+
+impl<E: StdError> fmt::Display for Chain<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = self.0.to_string();
+        f.write_str(&shown)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            let text = error.to_string();
+            if !shown.contains(&text) {
+                write!(f, ": {text}")?;
+                shown = text;
+            }
+            next = error.source();
+        }
+        Ok(())
+    }
+}

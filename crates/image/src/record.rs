@@ -1,0 +1,65 @@
+//! What the store remembers of an image.
+
+use std::collections::BTreeMap;
+
+use a3s_box_core::image::ImageConfig;
+use serde::{Deserialize, Serialize};
+
+/// An image in the store. As JSON it is the value of a record in the table `images`, under its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The digest of the image config, `sha256:…`.
+    pub id: String,
+    /// Normalised `NAME:TAG`s that point here, sorted.
+    pub repo_tags: Vec<String>,
+    /// Normalised `NAME@DIGEST`s it was pulled by, sorted.
+    pub repo_digests: Vec<String>,
+    /// Other names it was pulled by (`oci:DIR[:REF]`, archives), sorted.
+    #[serde(default)]
+    pub other_names: Vec<String>,
+    /// The digest of the manifest that was chosen for this platform (not that of an index).
+    pub manifest_digest: String,
+    /// Bytes on this machine's disk: config and EROFS files, shared layers counted in full.
+    pub size: u64,
+    /// How sessions of it run.
+    pub config: ImageConfig,
+    /// Its layers, lowest first.
+    pub layers: Vec<LayerRecord>,
+    /// `os/architecture[/variant]` of the config.
+    pub platform: String,
+    /// `created` of the config as it is written there (RFC 3339); empty where absent.
+    #[serde(default)]
+    pub created: String,
+    /// Annotations of the manifest.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Never collected, and told to kubelet as such.
+    #[serde(default)]
+    pub pinned: bool,
+    /// When it was pulled last, in seconds of the Unix epoch.
+    pub pulled_at: u64,
+}
+
+/// One layer of an [`ImageRecord`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// The digest of the uncompressed tar.
+    pub diff_id: String,
+    /// The digest of the blob it came from; the diff id where it came uncompressed from an archive.
+    pub digest: String,
+    /// The name of its file under `images/erofs/`.
+    pub file: String,
+    /// The size of that file on disk, in bytes.
+    pub size: u64,
+}
+
+impl ImageRecord {
+    /// The best name to show: a tag, a digest, another name, or the id.
+    pub fn display_name(&self) -> &str {
+        self.repo_tags
+            .first()
+            .or_else(|| self.repo_digests.first())
+            .or_else(|| self.other_names.first())
+            .unwrap_or(&self.id)
+    }
+}
