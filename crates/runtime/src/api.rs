@@ -95,3 +95,14 @@ pub struct ExecOutput {
     /// Output beyond the limit was dropped.
     pub truncated: bool,
 }
+
+/// Whether pods can be connected: CRI's condition `NetworkReady`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkReadiness {
+    /// They can.
+    pub ready: bool,
+    /// One word, empty when ready.
+    pub reason: String,
+    /// For people, empty when ready.
+    pub message: String,
+}

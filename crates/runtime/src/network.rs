@@ -1,0 +1,49 @@
+//! The seam to whoever connects pods.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use a3s_box_core::BoxId;
+use a3s_box_core::network::PodNetwork;
+use a3s_box_core::spec::BoxSpec;
+
+use crate::api::NetworkReadiness;
+
+/// A network that could not be set up or taken down; carries the adapter's own error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NetworkFault(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// Connects and disconnects pods.
+#[async_trait]
+pub trait PodNetworks: Send + Sync + 'static {
+    /// Gives a box its network; a failure leaves nothing behind.
+    async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault>;
+
+    /// Takes it away again. "Already gone" is success.
+    async fn teardown(&self, id: &BoxId, spec: &BoxSpec) -> Result<(), NetworkFault>;
+
+    /// Whether pods can be connected now.
+    fn readiness(&self) -> NetworkReadiness;
+}
+
+/// Who connects pods.
+#[derive(Clone, Default)]
+pub enum NetworkSetting {
+    /// The given adapter.
+    Pods(Arc<dyn PodNetworks>),
+    /// Nobody: every box has loopback only.
+    #[default]
+    None,
+}
+
+impl fmt::Debug for NetworkSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pods(_) => f.write_str("Pods"),
+            Self::None => f.write_str("None"),
+        }
+    }
+}
