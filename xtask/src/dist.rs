@@ -1,0 +1,81 @@
+//! `target/dist/`: everything as it would be installed under `/`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{initramfs, kernel, paths, process, tools, ui};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Cargo profile of the host's binaries. `release` takes longer and is what a package should contain.
+    #[arg(long, default_value = "dist")]
+    pub(crate) profile: String,
+    /// Where to lay it out [default: target/dist].
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// The packages and binaries that make up the host side.
+const BINARIES: &[(&str, &str, &str)] = &[
+    ("a3s-box", "a3s-box", "usr/bin"),
+    ("a3s-box-cri-runtime", "a3s-box-cri-runtime", "usr/bin"),
+    ("a3s-box-vmm-bin", "a3s-box-vmm", "usr/libexec/a3s-box"),
+];
+
+/// Builds what is missing and lays everything out; returns the layout's root.
+pub(crate) fn build(options: &Options) -> Result<PathBuf> {
+    let root = options.out.clone().unwrap_or_else(|| paths::target().join("dist"));
+    let kernel = kernel::ensure(&kernel::Options::default())?;
+    let helpers = [tools::VIRTIOFSD, tools::VHOST_DEVICE_VSOCK]
+        .map(|tool| tools::ensure(tool).map(|program| (program, tool.program)));
+
+    ui::heading("binaries");
+    let binaries = build_binaries(&options.profile)?;
+
+    // Assembled beside the old layout and swapped in whole: a daemon that starts meanwhile never sees half of one.
+    let staging = paths::Staging::for_destination(root)?;
+    let tree = staging.path().join("root");
+    for (package, from) in BINARIES.iter().zip(&binaries) {
+        let (_, name, folder) = package;
+        install(from, &tree.join(folder).join(name), 0o755)?;
+    }
+    for helper in helpers {
+        let (program, name) = helper?;
+        install(&program, &tree.join("usr/libexec/a3s-box").join(name), 0o755)?;
+    }
+    install(&kernel.vmlinux, &tree.join("usr/lib/a3s-box/vmlinux"), 0o644)?;
+    initramfs::build(&tree.join("usr/lib/a3s-box/initramfs.cpio"))?;
+    let deploy = paths::repo().join("deploy");
+    install(&deploy.join("config.toml"), &tree.join("etc/a3s-box/config.toml"), 0o644)?;
+    install(&deploy.join("a3s-box.service"), &tree.join("usr/lib/systemd/system/a3s-box.service"), 0o644)?;
+    staging.publish(&tree)
+}
+
+fn build_binaries(profile: &str) -> Result<Vec<PathBuf>> {
+    let mut cargo = tools::cargo();
+    cargo.args(["build", "--profile", profile]);
+    for (package, _, _) in BINARIES {
+        cargo.args(["--package", package]);
+    }
+    process::run(&mut cargo).context("building the host's binaries")?;
+    let folder = profile_folder(profile);
+    Ok(BINARIES.iter().map(|(_, name, _)| folder.join(name)).collect())
+}
+
+/// Where cargo puts what it builds with a profile: the profile `dev` lives in `debug`.
+pub(crate) fn profile_folder(profile: &str) -> PathBuf {
+    paths::target().join(if profile == "dev" { "debug" } else { profile })
+}
+
+fn install(from: &Path, to: &Path, permissions: u32) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    }
+    fs::copy(from, to).with_context(|| format!("installing {} as {}", from.display(), to.display()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(permissions))
+        .with_context(|| format!("setting the permissions of {}", to.display()))
+}
