@@ -1,1 +1,33 @@
 //! Pod networking: CNI execution, network namespaces, taps and traffic redirection.
+//!
+//! ```text
+//!   setup:     record ──> netns ──> CNI ADD … ADD ──> tap + redirect ──> record, PodNetwork
+//!   teardown:  CNI DEL … DEL (reverse) ──> netns (and with it veth and tap) ──> record
+//! ```
+//!
+//! Everything a pod holds on the host hangs on two things: what its CNI plugins did, and its
+//! network namespace. Both are written down ([`NetConfig::cache_dir`]) before they are made, under
+//! names that follow from the box id alone ([`names`]), so that [`PodNetworking::teardown`] needs
+//! nothing but the id, whatever happened in between. The tap and the redirection live inside the
+//! namespace and vanish with it.
+//!
+//! Threads: a thread that has changed its network namespace never goes back to other work. All
+//! such work happens on threads of its own that end afterwards ([`netns`]).
+
+mod attach;
+pub mod cni;
+mod config;
+pub mod names;
+mod netlink;
+pub mod netns;
+mod pods;
+mod record;
+mod status;
+pub mod tap;
+mod view;
+
+pub use attach::AttachError;
+pub use config::{NetConfig, NetMode};
+pub use pods::{PodNetworking, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest};
+pub use record::RecordError;
+pub use status::NetworkStatus;

@@ -1,0 +1,148 @@
+//! The last metre: from the interface that CNI made to the tap that the VMM opens.
+//!
+//! ```text
+//!   network ── veth ══ eth0 ──ingress: u32, mirred──> tap0 ══ VMM, guest's NIC
+//!                      eth0 <──u32, mirred :ingress── tap0
+//! ```
+//!
+//! Frames are stolen at ingress on both sides, so the namespace's own network stack never sees one, and the guest has the
+//! MAC address, the MTU and the addresses of `eth0`. The addresses also stay on `eth0`: nothing can answer for them
+//! there, and three parties need them. Plugins read them at DEL to find what to undo on the host (bridge and ptp
+//! tear down masquerading by them), CHECK compares them, and ipvlan delivers only to addresses its interface has.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use a3s_box_core::network::{Address, Interface};
+use rtnetlink::Handle;
+use thiserror::Error;
+
+use crate::netlink::{self, Link};
+use crate::netns::{self, NetnsError};
+use crate::{names, tap, view};
+
+/// Why a pod's interface could not be handed to a VM.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// No netlink socket.
+    #[error("cannot talk to the kernel's network configuration")]
+    Socket(#[from] io::Error),
+    /// The kernel refused a step.
+    #[error("interface {interface:?}: cannot {step}")]
+    Kernel {
+        /// The interface that was worked on.
+        interface: String,
+        /// What was tried, as a verb phrase.
+        step: &'static str,
+        /// Its answer.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// The tap cannot be made.
+    #[error("cannot make tap {tap:?} (is the tun driver there and /dev/net/tun accessible?)")]
+    Tap {
+        /// Its name.
+        tap: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The plugins reported an interface that they did not make.
+    #[error("the CNI result names interface {interface:?}, but the pod's namespace has none of that name")]
+    Missing {
+        /// Its name.
+        interface: String,
+    },
+    /// A guest's NIC is an Ethernet card.
+    #[error(
+        "interface {interface:?} is not an Ethernet interface, so it cannot be given to a virtual machine"
+    )]
+    NotEthernet {
+        /// Its name.
+        interface: String,
+    },
+}
+
+/// An interface of the pod according to CNI.
+#[derive(Debug, Clone)]
+pub(crate) struct PodInterface {
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<Address>,
+}
+
+/// Sets up loopback, then taps and redirection for every interface, in the namespace at `netns`.
+///
+/// What it made when it fails is undone with the namespace.
+pub(crate) async fn attach(
+    netns: &Path,
+    interfaces: Vec<PodInterface>,
+    tap_owner: Option<u32>,
+) -> Result<Vec<Interface>, AttachError> {
+    let work = move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner).await);
+    netns::run_inside(netns, work).await?
+}
+
+async fn attach_here(
+    handle: &Handle,
+    interfaces: Vec<PodInterface>,
+    tap_owner: Option<u32>,
+) -> Result<Vec<Interface>, AttachError> {
+    let lo = find(handle, "lo").await?;
+    netlink::up(handle, lo.index).await.map_err(refused("lo", "set it up"))?;
+    let mut done = Vec::new();
+    for (number, pod) in interfaces.into_iter().enumerate() {
+        done.push(attach_one(handle, pod, names::tap(number), tap_owner).await?);
+    }
+    Ok(done)
+}
+
+async fn attach_one(
+    handle: &Handle,
+    pod: PodInterface,
+    tap: String,
+    owner: Option<u32>,
+) -> Result<Interface, AttachError> {
+    let link = find(handle, &pod.name).await?;
+    let mac = link.mac.ok_or_else(|| AttachError::NotEthernet { interface: pod.name.clone() })?;
+    // Read before anything is changed, so that the guest gets what the plugins have left.
+    let routes = netlink::routes(handle, link.index).await.map_err(refused(&pod.name, "read its routes"))?;
+    let end = make_tap(handle, &tap, link.mtu, owner).await?;
+    netlink::redirect(handle, link.index, end.index)
+        .await
+        .map_err(refused(&pod.name, "redirect its traffic"))?;
+    netlink::redirect(handle, end.index, link.index).await.map_err(refused(&tap, "redirect its traffic"))?;
+    let (addresses, routes) = view::for_guest(&pod.addresses, &routes);
+    Ok(Interface { name: pod.name, mac, mtu: link.mtu, addresses, routes, tap })
+}
+
+async fn make_tap(handle: &Handle, name: &str, mtu: u32, owner: Option<u32>) -> Result<Link, AttachError> {
+    tap::create_persistent(name, owner)
+        .map_err(|source| AttachError::Tap { tap: name.to_owned(), source })?;
+    silence(name).map_err(|source| AttachError::Tap { tap: name.to_owned(), source })?;
+    let link = find(handle, name).await?;
+    netlink::up_with_mtu(handle, link.index, mtu).await.map_err(refused(name, "set its MTU"))?;
+    Ok(link)
+}
+
+/// Keeps the host's IPv6 from introducing itself to the guest (router solicitations, multicast reports). A host without
+/// IPv6 has nothing to silence.
+fn silence(tap: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"), "1") {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+async fn find(handle: &Handle, name: &str) -> Result<Link, AttachError> {
+    let found = netlink::link(handle, name).await.map_err(refused(name, "look it up"))?;
+    found.ok_or_else(|| AttachError::Missing { interface: name.to_owned() })
+}
+
+fn refused(interface: &str, step: &'static str) -> impl FnOnce(rtnetlink::Error) -> AttachError {
+    let interface = interface.to_owned();
+    move |source| AttachError::Kernel { interface, step, source }
+}

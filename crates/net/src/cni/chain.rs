@@ -1,0 +1,161 @@
+//! Running all plugins of a network: ADD in order, each seeing the result of the one before; DEL in reverse.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use super::conf::{NetworkList, PluginConf, Version};
+use super::exec::{Command, Invocation, Output, PluginError, find};
+use super::request::Attachment;
+use super::result::CniResult;
+
+/// Why a pod could not be connected.
+#[derive(Debug, Error)]
+pub enum AddError {
+    /// A plugin failed.
+    #[error("network {network:?}: {source}")]
+    Plugin {
+        /// The network's name.
+        network: String,
+        /// Which, and its words.
+        source: PluginError,
+    },
+    /// All succeeded, and the pod has no address.
+    #[error(
+        "network {network:?}: its plugins succeeded but gave the pod no IP address (the last was {plugin:?}; does the configuration name an IPAM plugin?)"
+    )]
+    NoAddress {
+        /// The network's name.
+        network: String,
+        /// The last plugin's `type`.
+        plugin: String,
+    },
+}
+
+/// A network and how its plugins are run.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain<'a> {
+    /// The network.
+    pub list: &'a NetworkList,
+    /// Where plugins are.
+    pub bin_dirs: &'a [PathBuf],
+    /// How long each may take.
+    pub limit: Duration,
+}
+
+impl Chain<'_> {
+    /// Connects. On failure the caller owes a [`Chain::del`]: the plugins that succeeded, and the one that failed
+    /// half-way, hold things.
+    pub async fn add(&self, attachment: &Attachment) -> Result<CniResult, AddError> {
+        let network = || self.list.name.clone();
+        let mut previous: Option<CniResult> = None;
+        for plugin in &self.list.plugins {
+            let prev = previous.as_ref().map(|r| r.for_next(self.list.version));
+            let output = self.call(Command::Add, plugin, attachment, Some(&attachment.netns), prev).await;
+            let result = output.and_then(|output| read(plugin, output));
+            previous = Some(result.map_err(|source| AddError::Plugin { network: network(), source })?);
+        }
+        match previous {
+            Some(result) if !result.ips.is_empty() => Ok(result),
+            _ => {
+                let plugin = self.list.plugins.last().map(|p| p.kind.clone()).unwrap_or_default();
+                Err(AddError::NoAddress { network: network(), plugin })
+            }
+        }
+    }
+
+    /// Disconnects. Every plugin gets its turn, whatever the others did; the errors are returned.
+    ///
+    /// `netns` is `None` once the namespace is gone: plugins then release what is not in it. `result` is that of
+    /// ADD, where there is one.
+    pub async fn del(
+        &self,
+        attachment: &Attachment,
+        netns: Option<&Path>,
+        result: Option<&Value>,
+    ) -> Vec<PluginError> {
+        // Before 0.4.0 DEL knows no prevResult.
+        let prev = result.filter(|_| self.list.version >= Version::V0_4_0);
+        let mut errors = Vec::new();
+        for plugin in self.list.plugins.iter().rev() {
+            if let Err(error) = self.call(Command::Del, plugin, attachment, netns, prev.cloned()).await {
+                errors.push(error);
+            }
+        }
+        errors
+    }
+
+    async fn call(
+        &self,
+        command: Command,
+        plugin: &PluginConf,
+        attachment: &Attachment,
+        netns: Option<&Path>,
+        prev: Option<Value>,
+    ) -> Result<Output, PluginError> {
+        let binary = find(&plugin.kind, self.bin_dirs)?;
+        let started = std::time::Instant::now();
+        let stdin = self.stdin(plugin, attachment, prev);
+        let invocation = Invocation {
+            plugin: &plugin.kind,
+            binary: &binary,
+            command,
+            env: self.env(attachment, netns),
+            stdin,
+            limit: self.limit,
+        };
+        let outcome = invocation.run().await;
+        let (ok, took) = (outcome.is_ok(), started.elapsed());
+        tracing::debug!(plugin = plugin.kind, %command, ok, ?took, container = attachment.container_id, "CNI plugin ran");
+        outcome
+    }
+
+    fn env(&self, attachment: &Attachment, netns: Option<&Path>) -> Vec<(&'static str, OsString)> {
+        let mut path = OsString::new();
+        for (i, dir) in self.bin_dirs.iter().enumerate() {
+            if i > 0 {
+                path.push(":");
+            }
+            path.push(dir);
+        }
+        vec![
+            ("CNI_CONTAINERID", attachment.container_id.clone().into()),
+            ("CNI_NETNS", netns.map(OsString::from).unwrap_or_default()),
+            ("CNI_IFNAME", attachment.interface.clone().into()),
+            ("CNI_ARGS", attachment.args.clone().into()),
+            ("CNI_PATH", path),
+        ]
+    }
+
+    fn stdin(&self, plugin: &PluginConf, attachment: &Attachment, prev: Option<Value>) -> Vec<u8> {
+        let mut conf = plugin.raw.clone();
+        conf.insert("name".to_owned(), self.list.name.clone().into());
+        conf.insert("cniVersion".to_owned(), self.list.version.as_str().into());
+        let wanted: Map<String, Value> = attachment
+            .capabilities
+            .iter()
+            .filter(|(key, _)| plugin.wants(key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        if !wanted.is_empty() {
+            conf.insert("runtimeConfig".to_owned(), Value::Object(wanted));
+        }
+        if let Some(prev) = prev {
+            conf.insert("prevResult".to_owned(), prev);
+        }
+        Value::Object(conf).to_string().into_bytes()
+    }
+}
+
+fn read(plugin: &PluginConf, output: Output) -> Result<CniResult, PluginError> {
+    CniResult::parse(&output.stdout).map_err(|source| PluginError::BadAnswer {
+        plugin: plugin.kind.clone(),
+        command: Command::Add,
+        answer: String::from_utf8_lossy(&output.stdout).chars().take(200).collect(),
+        said: output.said,
+        source,
+    })
+}

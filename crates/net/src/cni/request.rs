@@ -1,0 +1,172 @@
+//! What plugins are told of a pod: `CNI_ARGS` and `runtimeConfig`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use a3s_box_core::BoxId;
+use a3s_box_core::spec::{DnsSpec, PodIdentity, PortMapping, PortProtocol};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::names;
+
+/// The capability under which plugins get the pod's annotations; containerd's name for it.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// A pod that cannot be described to plugins.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RequestError {
+    /// `CNI_ARGS` has no way to quote.
+    #[error(
+        "the pod's {field} {value:?} cannot be passed to CNI plugins: it has `;`, `=` or control characters"
+    )]
+    Unquotable {
+        /// Which part of the identity.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// One attachment of a pod to a network, the same for ADD and for every later DEL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_NETNS`.
+    pub netns: PathBuf,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+    /// `CNI_ARGS`.
+    pub args: String,
+    /// What `runtimeConfig` can offer; each plugin gets the keys it has asked for.
+    pub capabilities: Map<String, Value>,
+}
+
+/// What is offered to the plugins besides the pod's identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer<'a> {
+    /// Ports to publish.
+    pub port_mappings: &'a [PortMapping],
+    /// The resolver's configuration.
+    pub dns: Option<&'a DnsSpec>,
+    /// The pod's annotations.
+    pub annotations: &'a BTreeMap<String, String>,
+}
+
+impl Attachment {
+    /// Describes a pod.
+    pub fn new(
+        id: &BoxId,
+        netns: PathBuf,
+        pod: &PodIdentity,
+        offer: Offer<'_>,
+    ) -> Result<Self, RequestError> {
+        Ok(Self {
+            container_id: names::container_id(id).to_owned(),
+            netns,
+            interface: names::INTERFACE.to_owned(),
+            args: args(id, pod)?,
+            capabilities: capabilities(offer),
+        })
+    }
+}
+
+/// `IgnoreUnknown` tells plugins to accept keys that they have never heard of.
+fn args(id: &BoxId, pod: &PodIdentity) -> Result<String, RequestError> {
+    let pairs = [
+        ("K8S_POD_NAMESPACE", "namespace", pod.namespace.as_str()),
+        ("K8S_POD_NAME", "name", pod.name.as_str()),
+        ("K8S_POD_INFRA_CONTAINER_ID", "id", id.as_str()),
+        ("K8S_POD_UID", "uid", pod.uid.as_str()),
+    ];
+    let mut text = "IgnoreUnknown=1".to_owned();
+    for (key, field, value) in pairs {
+        if value.contains(|c: char| matches!(c, ';' | '=') || c.is_control()) {
+            return Err(RequestError::Unquotable { field, value: value.chars().take(80).collect() });
+        }
+        text.push_str(&format!(";{key}={value}"));
+    }
+    Ok(text)
+}
+
+fn capabilities(offer: Offer<'_>) -> Map<String, Value> {
+    let mut map = Map::new();
+    // Host port 0 means "not published".
+    let ports: Vec<Value> = offer.port_mappings.iter().filter(|p| p.host_port != 0).map(port).collect();
+    if !ports.is_empty() {
+        map.insert("portMappings".to_owned(), Value::Array(ports));
+    }
+    if let Some(dns) = offer.dns {
+        let dns = json!({ "servers": dns.servers, "searches": dns.searches, "options": dns.options });
+        map.insert("dns".to_owned(), dns);
+    }
+    if !offer.annotations.is_empty() {
+        map.insert(ANNOTATIONS.to_owned(), json!(offer.annotations));
+    }
+    map
+}
+
+fn port(mapping: &PortMapping) -> Value {
+    let protocol = match mapping.protocol {
+        PortProtocol::Tcp => "tcp",
+        PortProtocol::Udp => "udp",
+        PortProtocol::Sctp => "sctp",
+    };
+    json!({
+        "hostPort": mapping.host_port,
+        "containerPort": mapping.container_port,
+        "protocol": protocol,
+        "hostIP": mapping.host_ip,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str) -> PodIdentity {
+        PodIdentity { name: name.into(), namespace: "shop".into(), uid: "u-1".into(), attempt: 0 }
+    }
+
+    #[test]
+    fn args_carry_the_identity_under_the_names_plugins_know() {
+        let id = BoxId::from_random([1; 32]);
+        let text = args(&id, &pod("web")).unwrap();
+        assert_eq!(
+            text,
+            format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID=u-1"
+            )
+        );
+    }
+
+    #[test]
+    fn a_name_cannot_smuggle_in_another_argument() {
+        let id = BoxId::from_random([1; 32]);
+        for name in ["a;IP=10.0.0.1", "a=b", "a\nb"] {
+            let error = args(&id, &pod(name)).unwrap_err();
+            assert_eq!(error, RequestError::Unquotable { field: "name", value: name.into() });
+        }
+    }
+
+    #[test]
+    fn ports_that_are_not_published_are_not_offered() {
+        let port = |host_port| PortMapping {
+            protocol: PortProtocol::Udp,
+            container_port: 53,
+            host_port,
+            host_ip: "127.0.0.1".into(),
+        };
+        let none = BTreeMap::new();
+        let ports = [port(0), port(5353)];
+        let map = capabilities(Offer { port_mappings: &ports, dns: None, annotations: &none });
+        assert_eq!(
+            Value::Object(map),
+            json!({ "portMappings": [
+                { "hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1" }
+            ]})
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! Reading what plugins answer to ADD.
+//!
+//! The shapes of 0.3.0 to 0.4.0 and of 1.0.0 and later differ in one thing for us: older addresses carry a
+//! `version`. The answer is kept as it came as well, since fields that we do not know belong into the next
+//! plugin's `prevResult`.
+
+use std::net::{AddrParseError, IpAddr};
+
+use a3s_box_core::network::Address;
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+use super::conf::Version;
+
+/// Why an answer cannot be used.
+#[derive(Debug, Error)]
+pub enum ResultError {
+    /// It is not JSON, or not of the shape of a result.
+    #[error("it is not a CNI result")]
+    Shape(#[from] serde_json::Error),
+    /// It is of a version that we do not speak.
+    #[error(transparent)]
+    Version(#[from] super::conf::UnsupportedVersion),
+    /// An address or network is none.
+    #[error("{text:?} is not an address with a prefix length")]
+    Network {
+        /// What is there.
+        text: String,
+    },
+    /// A gateway is no address.
+    #[error("gateway {text:?} is not an address")]
+    Gateway {
+        /// What is there.
+        text: String,
+        /// Why.
+        #[source]
+        source: AddrParseError,
+    },
+    /// An address belongs to an interface that is not in the list.
+    #[error("an address belongs to interface number {index}, but there are {count}")]
+    NoSuchInterface {
+        /// The index.
+        index: i64,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// A result, reduced to what a guest needs, and as it came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CniResult {
+    /// Interfaces that were made, on both sides.
+    pub interfaces: Vec<CniInterface>,
+    /// Addresses of the pod.
+    pub ips: Vec<CniAddress>,
+    /// The answer itself.
+    pub raw: Value,
+}
+
+/// An interface of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniInterface {
+    /// Its name.
+    pub name: String,
+    /// The namespace it is in; `None` means the host's.
+    pub sandbox: Option<String>,
+}
+
+/// An address of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniAddress {
+    /// The address.
+    pub address: Address,
+    /// Its gateway.
+    pub gateway: Option<IpAddr>,
+    /// Index into the interfaces; without one it belongs to the interface that was asked for.
+    pub interface: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire {
+    cni_version: Option<String>,
+    #[serde(default)]
+    interfaces: Option<Vec<WireInterface>>,
+    #[serde(default)]
+    ips: Option<Vec<WireAddress>>,
+}
+
+#[derive(Deserialize)]
+struct WireInterface {
+    name: String,
+    #[serde(default)]
+    sandbox: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WireAddress {
+    address: String,
+    #[serde(default)]
+    gateway: Option<String>,
+    #[serde(default)]
+    interface: Option<i64>,
+}
+
+impl CniResult {
+    /// Reads a plugin's standard output.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ResultError> {
+        Self::from_value(serde_json::from_slice(bytes)?)
+    }
+
+    /// Reads a result that was kept.
+    pub fn from_value(raw: Value) -> Result<Self, ResultError> {
+        let wire = Wire::deserialize(&raw)?;
+        if let Some(text) = &wire.cni_version {
+            text.parse::<Version>()?;
+        }
+        let interfaces: Vec<_> = wire.interfaces.unwrap_or_default().into_iter().map(interface).collect();
+        let ips = wire.ips.unwrap_or_default().into_iter().map(|ip| address(ip, interfaces.len()));
+        Ok(Self { ips: ips.collect::<Result<_, _>>()?, interfaces, raw })
+    }
+
+    /// The names of the pod's interfaces, `primary` first whether the result lists it or not: plugins may omit
+    /// `interfaces`. Loopback is the runtime's own business.
+    pub fn pod_interfaces(&self, primary: &str) -> Vec<String> {
+        let listed = self.interfaces.iter().filter(|i| i.sandbox.is_some()).map(|i| i.name.as_str());
+        let mut names = vec![primary.to_owned()];
+        for name in listed {
+            if name != "lo" && !names.iter().any(|n| n == name) {
+                names.push(name.to_owned());
+            }
+        }
+        names
+    }
+
+    /// The addresses of the pod's interface `name`, in the plugin's order.
+    pub fn addresses_of<'a>(&'a self, name: &'a str, primary: &'a str) -> impl Iterator<Item = Address> + 'a {
+        let owner = move |ip: &CniAddress| match ip.interface.map(|index| &self.interfaces[index]) {
+            Some(interface) => interface.sandbox.is_some() && interface.name == name,
+            None => name == primary,
+        };
+        self.ips.iter().filter(move |ip| owner(ip)).map(|ip| ip.address)
+    }
+
+    /// The answer as `prevResult` in `version`.
+    pub fn for_next(&self, version: Version) -> Value {
+        let mut value = self.raw.clone();
+        if let Some(top) = value.as_object_mut() {
+            top.insert("cniVersion".to_owned(), version.as_str().into());
+        }
+        let addresses = value.get_mut("ips").and_then(Value::as_array_mut).into_iter().flatten();
+        for (wire, ip) in addresses.zip(&self.ips) {
+            let Some(wire) = wire.as_object_mut() else { continue };
+            if version < Version::V1_0_0 {
+                wire.insert("version".to_owned(), if ip.address.ip.is_ipv4() { "4" } else { "6" }.into());
+            } else {
+                wire.remove("version");
+            }
+        }
+        value
+    }
+}
+
+fn interface(wire: WireInterface) -> CniInterface {
+    CniInterface { name: wire.name, sandbox: wire.sandbox.filter(|s| !s.is_empty()) }
+}
+
+fn address(wire: WireAddress, interfaces: usize) -> Result<CniAddress, ResultError> {
+    let gateway = wire.gateway.filter(|g| !g.is_empty());
+    let gateway = match gateway {
+        Some(text) => Some(text.parse().map_err(|source| ResultError::Gateway { text, source })?),
+        None => None,
+    };
+    let interface = match wire.interface {
+        None => None,
+        Some(index) => match usize::try_from(index) {
+            Ok(i) if i < interfaces => Some(i),
+            // Some IPAM-only plugins say -1 for "whichever".
+            Err(_) if index == -1 => None,
+            _ => return Err(ResultError::NoSuchInterface { index, count: interfaces }),
+        },
+    };
+    Ok(CniAddress { address: network(&wire.address)?, gateway, interface })
+}
+
+/// `10.0.0.7/24`
+fn network(text: &str) -> Result<Address, ResultError> {
+    let bad = || ResultError::Network { text: text.chars().take(80).collect() };
+    let (ip, prefix) = text.split_once('/').ok_or_else(bad)?;
+    let ip: IpAddr = ip.parse().map_err(|_| bad())?;
+    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+    let longest = if ip.is_ipv4() { 32 } else { 128 };
+    if prefix > longest { Err(bad()) } else { Ok(Address { ip, prefix }) }
+}

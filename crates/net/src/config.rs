@@ -1,0 +1,51 @@
+//! What the operator can set.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Who connects pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetMode {
+    /// The node's CNI plugins.
+    #[default]
+    Cni,
+    /// Nobody: every pod has a loopback interface and nothing else.
+    None,
+}
+
+/// Settings of the network adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Who connects pods.
+    pub mode: NetMode,
+    /// Where CNI configurations lie; the lexically first file decides.
+    pub conf_dir: PathBuf,
+    /// Where plugins are looked for, in this order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Records of what each box holds. Must survive a reboot of the host, as the address
+    /// allocations of IPAM plugins do.
+    pub cache_dir: PathBuf,
+    /// Where namespaces are mounted by name; `ip netns` looks in `/var/run/netns`.
+    pub netns_dir: PathBuf,
+    /// How long one plugin may take for one command before its process group is killed.
+    pub plugin_timeout: Duration,
+    /// The user that may open the taps without `CAP_NET_ADMIN`; without one only a privileged VMM can.
+    pub tap_owner: Option<u32>,
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        Self {
+            mode: NetMode::Cni,
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cache_dir: "/var/lib/a3s-box/cni".into(),
+            netns_dir: "/var/run/netns".into(),
+            plugin_timeout: Duration::from_secs(60),
+            tap_owner: None,
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Setting up and tearing down the network of one pod.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use a3s_box_core::BoxId;
+use a3s_box_core::network::PodNetwork;
+use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping};
+use thiserror::Error;
+
+use crate::attach::{self, AttachError, PodInterface};
+use crate::cni::request::Offer;
+use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf};
+use crate::config::{NetConfig, NetMode};
+use crate::names;
+use crate::netns::{self, NetnsError};
+use crate::record::{Connection, Record, RecordError, Records};
+use crate::status::{self, NetworkStatus};
+
+/// A pod to be connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetupRequest {
+    /// Its box.
+    pub box_id: BoxId,
+    /// Whose it is.
+    pub identity: PodIdentity,
+    /// What the pod asks for; the node's configuration can only take away from it.
+    pub mode: NetworkMode,
+    /// Ports to publish on the host.
+    pub port_mappings: Vec<PortMapping>,
+    /// The resolver's configuration, for plugins that care.
+    pub dns: Option<DnsSpec>,
+    /// The pod's annotations, for plugins that care.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl SetupRequest {
+    /// What a box's specification says of its network.
+    pub fn of(box_id: BoxId, spec: &BoxSpec) -> Self {
+        Self {
+            box_id,
+            identity: spec.identity.clone(),
+            mode: spec.network,
+            port_mappings: spec.port_mappings.clone(),
+            dns: spec.dns.clone(),
+            annotations: spec.annotations.clone(),
+        }
+    }
+}
+
+/// A pod to be disconnected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TeardownRequest {
+    /// Its box.
+    pub box_id: BoxId,
+    /// Forget the box even if a plugin could not undo what it did. Otherwise its namespace and
+    /// record stay, so that a later call can try again with all that the plugin needs.
+    pub abandon: bool,
+}
+
+impl TeardownRequest {
+    /// A teardown that can be tried again.
+    pub fn of(box_id: BoxId) -> Self {
+        Self { box_id, abandon: false }
+    }
+}
+
+/// A pod could not be connected.
+#[derive(Debug, Error)]
+#[error("network set-up of box {} failed{}", box_id.short(), leftovers(left_behind))]
+pub struct SetupError {
+    /// The box.
+    pub box_id: BoxId,
+    /// Where and why.
+    #[source]
+    pub cause: SetupFailure,
+    /// What could not be undone. If empty nothing is left; else a teardown of the box is owed.
+    pub left_behind: Vec<TeardownError>,
+}
+
+fn leftovers(errors: &[TeardownError]) -> String {
+    match errors {
+        [] => String::new(),
+        [first, rest @ ..] => {
+            format!(" (and undoing it failed in {} places, first: {first})", rest.len() + 1)
+        }
+    }
+}
+
+/// Where a set-up failed.
+#[derive(Debug, Error)]
+pub enum SetupFailure {
+    /// The node has no usable network configuration.
+    #[error(transparent)]
+    Configuration(#[from] ConfError),
+    /// The pod cannot be described to plugins.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The intent could not be written down.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The namespace could not be made.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// A plugin failed.
+    #[error(transparent)]
+    Cni(#[from] AddError),
+    /// The last metre failed.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A previous set-up of this box could not be undone.
+    #[error("what a previous set-up of the box left could not be undone")]
+    Stale,
+}
+
+/// Something that a teardown could not do.
+#[derive(Debug, Error)]
+pub enum TeardownError {
+    /// A plugin's DEL failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// The namespace could not be removed.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The record could not be read or removed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// The network adapter of a daemon. Clones are the same adapter.
+///
+/// Calls for different boxes run side by side and share no lock. Calls for one box are its owner's to order.
+#[derive(Debug, Clone)]
+pub struct PodNetworking {
+    config: Arc<NetConfig>,
+    records: Records,
+}
+
+impl PodNetworking {
+    /// An adapter with these settings. Touches nothing.
+    pub fn new(config: NetConfig) -> Self {
+        let records = Records::new(config.cache_dir.clone());
+        Self { config: Arc::new(config), records }
+    }
+
+    /// Whether pods can be connected, as the node's files are now.
+    pub fn status(&self) -> NetworkStatus {
+        status::look(&self.config)
+    }
+
+    /// Boxes for which this daemon holds something, for reconciliation at start.
+    pub async fn held(&self) -> Result<Vec<BoxId>, RecordError> {
+        self.records.ids().await
+    }
+
+    /// The network of a box that was set up, if its namespace still exists.
+    pub async fn existing(&self, box_id: &BoxId) -> Result<Option<PodNetwork>, RecordError> {
+        let network = self.records.read(box_id).await?.and_then(|record| record.network);
+        Ok(network.filter(|network| netns::exists(&network.netns)))
+    }
+
+    /// Connects a pod. When this fails, what was done is undone; when the future is dropped half-way, or
+    /// the daemon dies, [`PodNetworking::teardown`] undoes it.
+    pub async fn setup(&self, request: SetupRequest) -> Result<PodNetwork, SetupError> {
+        let box_id = request.box_id.clone();
+        let started = std::time::Instant::now();
+        if let Err(failed) = self.clear_stale(&box_id).await {
+            return Err(SetupError { box_id, cause: SetupFailure::Stale, left_behind: failed });
+        }
+        match self.build(request).await {
+            Ok(network) => {
+                tracing::debug!(id = %box_id, took = ?started.elapsed(), "pod network is up");
+                Ok(network)
+            }
+            Err(cause) => {
+                let left_behind = self.teardown(TeardownRequest::of(box_id.clone())).await;
+                Err(SetupError { box_id, cause, left_behind })
+            }
+        }
+    }
+
+    async fn clear_stale(&self, box_id: &BoxId) -> Result<(), Vec<TeardownError>> {
+        if let Ok(None) = self.records.read(box_id).await {
+            return Ok(());
+        }
+        let errors = self.teardown(TeardownRequest::of(box_id.clone())).await;
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// Whatever this makes, the record it writes first tells [`Self::teardown`] of.
+    async fn build(&self, request: SetupRequest) -> Result<PodNetwork, SetupFailure> {
+        let id = &request.box_id;
+        let netns = names::netns_path(&self.config.netns_dir, id);
+        let connection = self.connection(&request, &netns)?;
+        let mut record = Record::intent(netns.clone(), connection);
+        self.records.write(id, &record).await?;
+        netns::create(&netns).await?;
+        let interfaces = match &mut record.connection {
+            None => Vec::new(),
+            Some(connection) => {
+                let result = self.chain(connection).add(&connection.attachment).await?;
+                connection.result = Some(result.for_next(connection.list.version));
+                pod_interfaces(&result, &connection.attachment)
+            }
+        };
+        // Without this a crash during the next step would make DEL do without ADD's result.
+        self.records.write(id, &record).await?;
+        let interfaces = attach::attach(&netns, interfaces, self.config.tap_owner).await?;
+        let network = PodNetwork { netns, interfaces };
+        record.network = Some(network.clone());
+        self.records.write(id, &record).await?;
+        Ok(network)
+    }
+
+    fn connection(&self, request: &SetupRequest, netns: &Path) -> Result<Option<Connection>, SetupFailure> {
+        match (self.config.mode, request.mode) {
+            (NetMode::None, _) | (_, NetworkMode::None) => Ok(None),
+            (NetMode::Cni, NetworkMode::Pod) => {
+                let list = conf::discover(&self.config.conf_dir)?;
+                let offer = Offer {
+                    port_mappings: &request.port_mappings,
+                    dns: request.dns.as_ref(),
+                    annotations: &request.annotations,
+                };
+                let attachment =
+                    Attachment::new(&request.box_id, netns.to_owned(), &request.identity, offer)?;
+                Ok(Some(Connection { list, attachment, result: None }))
+            }
+        }
+    }
+
+    fn chain<'a>(&'a self, connection: &'a Connection) -> Chain<'a> {
+        Chain { list: &connection.list, bin_dirs: &self.config.bin_dirs, limit: self.config.plugin_timeout }
+    }
+
+    /// Disconnects a pod: idempotent, and each step is tried whatever became of the others. The VMM must be gone.
+    ///
+    /// An empty list means that nothing is left.
+    pub async fn teardown(&self, request: TeardownRequest) -> Vec<TeardownError> {
+        let id = &request.box_id;
+        let mut errors = Vec::new();
+        let record = match self.records.read(id).await {
+            Ok(record) => record,
+            Err(error) => {
+                errors.push(error.into());
+                None
+            }
+        };
+        let netns = record.as_ref().map(|r| r.netns.clone());
+        let netns = netns.unwrap_or_else(|| names::netns_path(&self.config.netns_dir, id));
+        if let Some(connection) = record.and_then(|record| record.connection) {
+            errors.extend(self.disconnect(&connection, &netns).await);
+        }
+        if !errors.is_empty() && !request.abandon {
+            return errors;
+        }
+        self.forget(id, netns, &mut errors).await;
+        errors
+    }
+
+    async fn disconnect(&self, connection: &Connection, netns: &Path) -> Vec<TeardownError> {
+        let present = netns::exists(netns).then_some(netns);
+        let chain = self.chain(connection);
+        let errors = chain.del(&connection.attachment, present, connection.result.as_ref()).await;
+        errors.into_iter().map(TeardownError::from).collect()
+    }
+
+    /// The record goes last: as long as anything is left there is a note of it.
+    async fn forget(&self, id: &BoxId, netns: PathBuf, errors: &mut Vec<TeardownError>) {
+        if let Err(error) = netns::remove(&netns).await {
+            errors.push(error.into());
+            return;
+        }
+        if let Err(error) = self.records.remove(id).await {
+            errors.push(error.into());
+        }
+    }
+}
+
+fn pod_interfaces(result: &CniResult, attachment: &Attachment) -> Vec<PodInterface> {
+    let primary = attachment.interface.as_str();
+    let describe =
+        |name: String| PodInterface { addresses: result.addresses_of(&name, primary).collect(), name };
+    result.pod_interfaces(primary).into_iter().map(describe).collect()
+}

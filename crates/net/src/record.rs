@@ -1,0 +1,217 @@
+//! What a box holds, written down before it is made.
+//!
+//! One JSON file per box. It carries the network configuration that was used, so that DEL undoes what
+//! ADD did even if the operator has changed the configuration since.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use a3s_box_core::BoxId;
+use a3s_box_core::network::PodNetwork;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::cni::{Attachment, NetworkList};
+
+const SCHEMA: u32 = 1;
+
+/// Why a record cannot be kept or read.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("network record {}: cannot {step}", path.display())]
+    Io {
+        /// The record.
+        path: PathBuf,
+        /// What was tried, as a verb phrase.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no record, or one of another version.
+    #[error("network record {} cannot be understood", path.display())]
+    Unreadable {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It was written by a newer version of this program.
+    #[error("network record {} has schema {found}, this version knows up to {SCHEMA}", path.display())]
+    Newer {
+        /// The record.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+}
+
+/// What one box holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    schema: u32,
+    pub(crate) netns: PathBuf,
+    /// `None`: the box has no CNI network.
+    pub(crate) connection: Option<Connection>,
+    /// Present once set-up has succeeded.
+    pub(crate) network: Option<PodNetwork>,
+}
+
+/// The CNI side of a record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Connection {
+    pub(crate) list: NetworkList,
+    pub(crate) attachment: Attachment,
+    /// ADD's result, once there is one.
+    pub(crate) result: Option<Value>,
+}
+
+impl Record {
+    pub(crate) fn intent(netns: PathBuf, connection: Option<Connection>) -> Self {
+        Self { schema: SCHEMA, netns, connection, network: None }
+    }
+}
+
+/// All records of a daemon.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn path(&self, id: &BoxId) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+
+    /// Replaces the record of `id`; after a crash it is either the old or the new one.
+    pub(crate) async fn write(&self, id: &BoxId, record: &Record) -> Result<(), RecordError> {
+        let path = self.path(id);
+        let bytes = serde_json::to_vec(record)
+            .map_err(|source| RecordError::Unreadable { path: path.clone(), source })?;
+        blocking(&self.path(id), move || write(&path, &bytes)).await?
+    }
+
+    /// The record of `id`, if there is one.
+    pub(crate) async fn read(&self, id: &BoxId) -> Result<Option<Record>, RecordError> {
+        let path = self.path(id);
+        blocking(&self.path(id), move || read(&path)).await?
+    }
+
+    /// Forgets `id`.
+    pub(crate) async fn remove(&self, id: &BoxId) -> Result<(), RecordError> {
+        let path = self.path(id);
+        blocking(&self.path(id), move || remove(&path)).await?
+    }
+
+    /// Every box that has a record.
+    pub(crate) async fn ids(&self) -> Result<Vec<BoxId>, RecordError> {
+        let dir = self.dir.clone();
+        blocking(&self.dir, move || ids(&dir)).await?
+    }
+}
+
+async fn blocking<T, F>(path: &Path, work: F) -> Result<T, RecordError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|e| io_error(path, "run the file operation", io::Error::other(e)))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(|e| io_error(path, "make its directory", e))?;
+    }
+    let new = path.with_extension("new");
+    let stored = File::create(&new).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&new, path)
+    });
+    stored.map_err(|e| io_error(path, "write it", e)).inspect_err(|_| {
+        // Half a file nobody will ask for; the error above says what matters.
+        let _ = fs::remove_file(&new);
+    })
+}
+
+fn read(path: &Path) -> Result<Option<Record>, RecordError> {
+    let bytes = match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| io_error(path, "read it", e))?,
+    };
+    let unreadable = |source| RecordError::Unreadable { path: path.to_owned(), source };
+    let value: Value = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    match value.get("schema").and_then(Value::as_u64) {
+        Some(found) if found > u64::from(SCHEMA) => {
+            Err(RecordError::Newer { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
+        }
+        _ => serde_json::from_value(value).map(Some).map_err(unreadable),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), RecordError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error(path, "remove it", e)),
+        _ => Ok(()),
+    }
+}
+
+fn ids(dir: &Path) -> Result<Vec<BoxId>, RecordError> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| io_error(dir, "list the directory", e))?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| io_error(dir, "list the directory", e))?.file_name();
+        let id = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse().ok());
+        ids.extend(id);
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+fn io_error(path: &Path, step: &'static str, source: io::Error) -> RecordError {
+    RecordError::Io { path: path.to_owned(), step, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_is_found_again_and_a_strange_file_is_not_taken_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(dir.path().join("cni"));
+        let id = BoxId::from_random([7; 32]);
+        assert_eq!(records.ids().await.unwrap(), []);
+        let record = Record::intent("/run/netns/x".into(), None);
+        records.write(&id, &record).await.unwrap();
+        fs::write(dir.path().join("cni/notes.json"), "{}").unwrap();
+        assert_eq!(records.read(&id).await.unwrap(), Some(record));
+        assert_eq!(records.ids().await.unwrap(), [id.clone()]);
+        records.remove(&id).await.unwrap();
+        records.remove(&id).await.unwrap();
+        assert_eq!(records.read(&id).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn records_that_are_torn_or_newer_are_errors_and_not_taken_for_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(dir.path().to_owned());
+        let id = BoxId::from_random([7; 32]);
+        fs::write(records.path(&id), "{\"schema\":1,\"netns\":").unwrap();
+        assert!(matches!(records.read(&id).await, Err(RecordError::Unreadable { .. })));
+        fs::write(records.path(&id), "{\"schema\":9}").unwrap();
+        assert!(matches!(records.read(&id).await, Err(RecordError::Newer { found: 9, .. })));
+    }
+}

@@ -1,0 +1,73 @@
+//! Whether pods can be connected: CRI's NetworkReady.
+
+use crate::cni::{ConfError, NetworkList, PluginError, conf, exec};
+use crate::config::{NetConfig, NetMode};
+
+/// Whether pods can be connected now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkStatus {
+    /// They can.
+    Ready {
+        /// By what: a sentence for people.
+        detail: String,
+    },
+    /// They cannot.
+    NotReady {
+        /// Why: a sentence for people.
+        reason: String,
+        /// What the operator can do: a sentence for people.
+        remedy: String,
+    },
+}
+
+/// Looks at the files as they are now, so that a network that was installed or removed since is seen.
+pub(crate) fn look(config: &NetConfig) -> NetworkStatus {
+    match config.mode {
+        NetMode::None => NetworkStatus::Ready {
+            detail: "network.mode is \"none\": pods get a loopback interface and no other".to_owned(),
+        },
+        NetMode::Cni => match conf::discover(&config.conf_dir) {
+            Err(error) => NetworkStatus::NotReady { reason: full(&error), remedy: remedy(&error, config) },
+            Ok(list) => plugins(&list, config),
+        },
+    }
+}
+
+fn plugins(list: &NetworkList, config: &NetConfig) -> NetworkStatus {
+    let missing = list.plugins.iter().find_map(|p| exec::find(&p.kind, &config.bin_dirs).err());
+    match missing {
+        Some(error @ PluginError::NotFound { .. }) => NetworkStatus::NotReady {
+            reason: format!("network {:?} ({}): {error}", list.name, list.source.display()),
+            remedy: "install the plugin, for instance with the package containernetworking-plugins, or set \
+                     network.cni_bin_dirs to where it is"
+                .to_owned(),
+        },
+        _ => NetworkStatus::Ready {
+            detail: format!("CNI network {:?} from {}", list.name, list.source.display()),
+        },
+    }
+}
+
+fn remedy(error: &ConfError, config: &NetConfig) -> String {
+    match error {
+        ConfError::Missing { .. } => format!(
+            "install the cluster's network add-on, put a CNI configuration into {}, or set network.mode = \"none\" \
+             for pods without a network",
+            config.conf_dir.display()
+        ),
+        ConfError::Read { path, .. } => format!("make {} readable", path.display()),
+        ConfError::TooLarge { path } | ConfError::NotJson { path, .. } | ConfError::Invalid { path, .. } => {
+            format!("correct {} or remove it: the lexically first file decides", path.display())
+        }
+    }
+}
+
+fn full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(&format!(": {source}"));
+        next = source.source();
+    }
+    text
+}

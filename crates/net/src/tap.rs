@@ -1,0 +1,59 @@
+//! Persistent taps: the one thing here that only ioctls can do.
+
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFNAMSIZ, c_char, c_short, ifreq};
+
+mod ioctl {
+    nix::ioctl_readwrite_bad!(
+        set_interface,
+        nix::request_code_write!(b'T', 202, size_of::<nix::libc::c_int>()),
+        nix::libc::ifreq
+    );
+    nix::ioctl_write_int!(set_persist, b'T', 203);
+    nix::ioctl_write_int!(set_owner, b'T', 204);
+}
+
+/// Makes the tap `name` in the network namespace of the calling thread; it stays after this returns.
+///
+/// One queue, because a tap's being multi-queue is fixed when it is made and libkrun cannot attach to
+/// such a one. With virtio-net headers, so that checksums and segmentation can be left to the guest's peer;
+/// the VMM states its own flags and offloads when it attaches.
+pub(crate) fn create_persistent(name: &str, owner: Option<u32>) -> io::Result<()> {
+    let file = attach(name)?;
+    if let Some(uid) = owner {
+        // SAFETY: an ioctl on an open descriptor with a plain integer argument.
+        unsafe { ioctl::set_owner(file.as_raw_fd(), uid.into()) }?;
+    }
+    // SAFETY: as above.
+    unsafe { ioctl::set_persist(file.as_raw_fd(), 1) }?;
+    Ok(())
+}
+
+/// Opens the tap `name` in the network namespace of the calling thread, making it if need be. Every frame
+/// read or written then starts with a virtio-net header of 10 bytes.
+pub fn attach(name: &str) -> io::Result<File> {
+    let mut request = interface_request(name)?;
+    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: the request is a fully initialised ifreq that outlives the call and that nobody else
+    // refers to; the kernel reads it and writes the name back into it.
+    unsafe { ioctl::set_interface(file.as_raw_fd(), &raw mut request) }?;
+    Ok(file)
+}
+
+fn interface_request(name: &str) -> io::Result<ifreq> {
+    if name.is_empty() || name.len() >= IFNAMSIZ {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
+    }
+    // SAFETY: ifreq is plain old data for which all zeroes is a value.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
+    Ok(request)
+}
