@@ -1,0 +1,268 @@
+//! The table of all settings.
+
+use toml::de::DeValue;
+
+use super::value::{
+    as_bytes, as_duration, as_number, as_path, as_paths, as_text, as_texts, show_bytes, show_duration, show_path,
+    show_paths, show_text, show_texts,
+};
+use super::{Backend, CgroupDriver, Config, LogFormat, NetworkMode};
+
+/// One setting. `set` answers `None` and changes nothing when the value is not what is expected.
+pub(super) struct Setting {
+    /// With its section: `vmm.backend`.
+    pub(super) key: &'static str,
+    /// For the default file: what it decides.
+    pub(super) help: &'static str,
+    /// For messages: what a value must be.
+    pub(super) expected: &'static str,
+    /// The environment variable that sets it.
+    pub(super) variable: Option<&'static str>,
+    pub(super) set: fn(&mut Config, &DeValue<'_>) -> Option<()>,
+    /// The value as TOML; empty if there is none.
+    pub(super) show: fn(&Config) -> String,
+}
+
+const PATH: &str = "an absolute path";
+const PATHS: &str = "a list of absolute paths";
+const DURATION: &str = "a duration such as \"500ms\", \"5s\" or \"2m\", at most a day";
+
+/// In the order of the default file: keys of one section stand together, those without a section first.
+pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "root",
+        help: "What survives a reboot: images, records. Two instances never share it.",
+        expected: PATH,
+        variable: Some("A3S_BOX_ROOT"),
+        set: |c, v| Some(c.root = as_path(v)?),
+        show: |c| show_path(&c.root),
+    },
+    Setting {
+        key: "run_dir",
+        help: "What does not: one directory per box.",
+        expected: PATH,
+        variable: Some("A3S_BOX_RUN_DIR"),
+        set: |c, v| Some(c.run_dir = as_path(v)?),
+        show: |c| show_path(&c.run_dir),
+    },
+    Setting {
+        key: "socket",
+        help: "Where kubelet finds the runtime. When run_dir is moved and this is not set, the socket moves with it.",
+        expected: PATH,
+        variable: Some("CRI_SOCKET_PATH"),
+        set: |c, v| Some(c.socket_override = Some(as_path(v)?)),
+        show: |c| show_path(&c.socket()),
+    },
+    Setting {
+        key: "runtime_handlers",
+        help: "The RuntimeClass handlers that are served; \"\" is what pods without a RuntimeClass get.",
+        expected: "a list of handler names (letters, digits, - and .), none twice, at least one",
+        variable: None,
+        set: |c, v| Some(c.runtime_handlers = handlers(as_texts(v)?)?),
+        show: |c| show_texts(&c.runtime_handlers),
+    },
+    Setting {
+        key: "log.level",
+        help: "error, warn, info, debug or trace, or a filter such as \"info,a3s_box_runtime=debug\".",
+        expected: "a level or a filter of levels",
+        variable: Some("A3S_BOX_LOG"),
+        set: |c, v| Some(c.log.level = log_filter(as_text(v)?)?),
+        show: |c| show_text(&c.log.level),
+    },
+    Setting {
+        key: "log.format",
+        help: "\"text\" for people, \"json\" for collectors.",
+        expected: "\"text\" or \"json\"",
+        variable: None,
+        set: |c, v| Some(c.log.format = one_of(v, &[("text", LogFormat::Text), ("json", LogFormat::Json)])?),
+        show: |c| {
+            show_text(match c.log.format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            })
+        },
+    },
+    Setting {
+        key: "vmm.backend",
+        help: "\"libkrun\" needs a working KVM, \"qemu\" runs everywhere; \"auto\" tries KVM with a boot and takes \
+               libkrun\nif that reached the agent within probe_limit, else QEMU.",
+        expected: "\"auto\", \"libkrun\" or \"qemu\"",
+        variable: Some("A3S_BOX_BACKEND"),
+        set: |c, v| Some(c.vmm.backend = one_of(v, BACKENDS)?),
+        show: |c| show_text(name_of(BACKENDS, c.vmm.backend)),
+    },
+    Setting {
+        key: "vmm.probe_limit",
+        help: "How long the trial boot of \"auto\" may take. Its verdict is remembered until the host reboots.",
+        expected: DURATION,
+        variable: None,
+        set: |c, v| Some(c.vmm.probe_limit = as_duration(v)?),
+        show: |c| show_duration(c.vmm.probe_limit),
+    },
+    Setting {
+        key: "vmm.boot_limit",
+        help: "How long a box may take from power-on to its agent before RunPodSandbox fails.",
+        expected: DURATION,
+        variable: None,
+        set: |c, v| Some(c.vmm.boot_limit = as_duration(v)?),
+        show: |c| show_duration(c.vmm.boot_limit),
+    },
+    Setting {
+        key: "vmm.stop_limit",
+        help: "How long a guest may take to power itself off before its VM is ended.",
+        expected: DURATION,
+        variable: None,
+        set: |c, v| Some(c.vmm.stop_limit = as_duration(v)?),
+        show: |c| show_duration(c.vmm.stop_limit),
+    },
+    Setting {
+        key: "vmm.kernel",
+        help: "The guest kernel, instead of the one installed beside the program.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| Some(c.vmm.kernel = Some(as_path(v)?)),
+        show: |c| c.vmm.kernel.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
+        key: "vmm.initramfs",
+        help: "The guest's initramfs, instead of the installed one.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| Some(c.vmm.initramfs = Some(as_path(v)?)),
+        show: |c| c.vmm.initramfs.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
+        key: "vmm.helpers",
+        help: "The directory of a3s-box-vmm, virtiofsd and vhost-device-vsock, instead of the installed one.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| Some(c.vmm.helpers = Some(as_path(v)?)),
+        show: |c| c.vmm.helpers.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
+        key: "vmm.qemu",
+        help: "The QEMU binary, instead of the first qemu-system-x86_64 on the PATH.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| Some(c.vmm.qemu = Some(as_path(v)?)),
+        show: |c| c.vmm.qemu.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
+        key: "size.vcpus",
+        help: "Virtual CPUs of a pod without a CPU limit.",
+        expected: "a whole number from 1 to 64",
+        variable: None,
+        set: |c, v| Some(c.size.vcpus = as_number(v, 1, 64)?),
+        show: |c| c.size.vcpus.to_string(),
+    },
+    Setting {
+        key: "size.memory_mib",
+        help: "Memory of a pod without a memory limit, in MiB; the host backs a page when the guest touches it.",
+        expected: "a whole number of MiB from 128 to 1048576",
+        variable: None,
+        set: |c, v| Some(c.size.memory_mib = as_number(v, 128, 1 << 20)?),
+        show: |c| c.size.memory_mib.to_string(),
+    },
+    Setting {
+        key: "size.scratch_mib",
+        help: "The sparse disk with all writable layers of a pod, in MiB.",
+        expected: "a whole number of MiB from 64 to 16777216",
+        variable: None,
+        set: |c, v| Some(c.size.scratch_mib = as_number(v, 64, 1 << 24)?),
+        show: |c| c.size.scratch_mib.to_string(),
+    },
+    Setting {
+        key: "network.mode",
+        help: "\"cni\": the node's CNI plugins connect pods. \"none\": pods have a loopback interface only.",
+        expected: "\"cni\" or \"none\"",
+        variable: None,
+        set: |c, v| Some(c.network.mode = one_of(v, NETWORKS)?),
+        show: |c| show_text(name_of(NETWORKS, c.network.mode)),
+    },
+    Setting {
+        key: "network.conf_dir",
+        help: "Where CNI configurations lie; the lexically first one counts.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| Some(c.network.conf_dir = as_path(v)?),
+        show: |c| show_path(&c.network.conf_dir),
+    },
+    Setting {
+        key: "network.bin_dirs",
+        help: "Where CNI plugins lie, in the order of search.",
+        expected: PATHS,
+        variable: None,
+        set: |c, v| Some(c.network.bin_dirs = as_paths(v)?),
+        show: |c| show_paths(&c.network.bin_dirs),
+    },
+    Setting {
+        key: "network.plugin_timeout",
+        help: "How long one plugin may take for one command.",
+        expected: DURATION,
+        variable: None,
+        set: |c, v| Some(c.network.plugin_timeout = as_duration(v)?),
+        show: |c| show_duration(c.network.plugin_timeout),
+    },
+    Setting {
+        key: "images.certs_dirs",
+        help: "Directories with HOST/hosts.toml, as containerd's users know them, in the order of search.",
+        expected: PATHS,
+        variable: None,
+        set: |c, v| Some(c.images.certs_dirs = as_paths(v)?),
+        show: |c| show_paths(&c.images.certs_dirs),
+    },
+    Setting {
+        key: "images.max_parallel_layers",
+        help: "Layers of one image that download at once.",
+        expected: "a whole number from 1 to 64",
+        variable: None,
+        set: |c, v| Some(c.images.max_parallel_layers = usize::from(as_number::<u8>(v, 1, 64)?)),
+        show: |c| c.images.max_parallel_layers.to_string(),
+    },
+    Setting {
+        key: "images.max_layer_bytes",
+        help: "The largest layer after decompression; a larger one fails its pull.",
+        expected: "a size such as \"64GiB\", or a number of bytes, at least 1 MiB",
+        variable: None,
+        set: |c, v| Some(c.images.max_layer_bytes = as_bytes(v).filter(|bytes| *bytes >= 1 << 20)?),
+        show: |c| show_bytes(c.images.max_layer_bytes),
+    },
+    Setting {
+        key: "cgroup.driver",
+        help: "What kubelet is told to name pod cgroups by: \"cgroupfs\" or \"systemd\".",
+        expected: "\"cgroupfs\" or \"systemd\"",
+        variable: None,
+        set: |c, v| Some(c.cgroup.driver = one_of(v, DRIVERS)?),
+        show: |c| show_text(name_of(DRIVERS, c.cgroup.driver)),
+    },
+];
+
+const BACKENDS: &[(&str, Backend)] =
+    &[("auto", Backend::Auto), ("libkrun", Backend::Libkrun), ("qemu", Backend::Qemu)];
+const NETWORKS: &[(&str, NetworkMode)] = &[("cni", NetworkMode::Cni), ("none", NetworkMode::None)];
+const DRIVERS: &[(&str, CgroupDriver)] = &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
+
+fn one_of<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Option<T> {
+    let text = as_text(value)?;
+    words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning)
+}
+
+fn name_of<T: Copy + PartialEq>(words: &[(&'static str, T)], meaning: T) -> &'static str {
+    words.iter().find(|(_, m)| *m == meaning).map_or("", |(word, _)| word)
+}
+
+/// The characters of a RuntimeClass handler: a DNS label or several (Kubernetes, node.k8s.io/v1).
+fn handlers(names: Vec<String>) -> Option<Vec<String>> {
+    let spelled = |name: &String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    let unique = names.iter().enumerate().all(|(at, name)| !names[..at].contains(name));
+    (!names.is_empty() && unique && names.iter().all(spelled)).then_some(names)
+}
+
+fn log_filter(text: &str) -> Option<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let known = |part: &str| {
+        let level = part.rsplit('=').next().unwrap_or(part).trim();
+        LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
+    };
+    text.split(',').all(known).then(|| text.to_owned())
+}

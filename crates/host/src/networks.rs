@@ -1,0 +1,64 @@
+//! Pod networking as the runtime wants it, by the network adapter.
+
+use async_trait::async_trait;
+
+use a3s_box_core::BoxId;
+use a3s_box_core::network::PodNetwork;
+use a3s_box_core::spec::BoxSpec;
+use a3s_box_net::{NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownRequest};
+use a3s_box_runtime::network::NetworkFault;
+use a3s_box_runtime::{NetworkReadiness, NetworkSetting, PodNetworks};
+
+use crate::config::{Config, NetworkMode};
+
+/// The network of a configuration.
+pub(crate) fn setting(config: &Config) -> NetworkSetting {
+    match config.network.mode {
+        NetworkMode::None => NetworkSetting::None,
+        NetworkMode::Cni => NetworkSetting::Pods(std::sync::Arc::new(Cni(PodNetworking::new(net_config(config))))),
+    }
+}
+
+/// The settings of the network adapter.
+pub(crate) fn net_config(config: &Config) -> NetConfig {
+    NetConfig {
+        mode: match config.network.mode {
+            NetworkMode::Cni => NetMode::Cni,
+            NetworkMode::None => NetMode::None,
+        },
+        conf_dir: config.network.conf_dir.clone(),
+        bin_dirs: config.network.bin_dirs.clone(),
+        cache_dir: config.root.join("cni"),
+        plugin_timeout: config.network.plugin_timeout,
+        ..NetConfig::default()
+    }
+}
+
+struct Cni(PodNetworking);
+
+#[async_trait]
+impl PodNetworks for Cni {
+    async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault> {
+        self.0.setup(SetupRequest::of(id.clone(), spec)).await.map_err(|error| NetworkFault(Box::new(error)))
+    }
+
+    async fn teardown(&self, id: &BoxId, _spec: &BoxSpec) -> Result<(), NetworkFault> {
+        match self.0.teardown(TeardownRequest::of(id.clone())).await.into_iter().next() {
+            None => Ok(()),
+            Some(first) => Err(NetworkFault(Box::new(first))),
+        }
+    }
+
+    fn readiness(&self) -> NetworkReadiness {
+        match self.0.status() {
+            NetworkStatus::Ready { .. } => {
+                NetworkReadiness { ready: true, reason: String::new(), message: String::new() }
+            }
+            NetworkStatus::NotReady { reason, remedy } => NetworkReadiness {
+                ready: false,
+                reason: "NetworkPluginNotReady".to_owned(),
+                message: format!("{reason}; {remedy}"),
+            },
+        }
+    }
+}
