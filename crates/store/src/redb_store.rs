@@ -1,0 +1,173 @@
+//! The store itself.
+
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use redb::backends::InMemoryBackend;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use thiserror::Error;
+
+use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
+
+use crate::schema::{self, SchemaError};
+
+/// How often a store that another process holds is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Memory for pages: the records of a node are a few hundred KiB.
+const CACHE: usize = 8 * 1024 * 1024;
+
+/// A store that could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error(
+        "the state store {} is in use by another process (waited {waited:?}); stop the other a3s-box daemon, \
+         or give this one a state folder of its own with --root",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// The directory for it could not be made.
+    #[error("could not make the directory {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The operating system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is damaged, or the disk failed.
+    #[error("could not open the state store {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// The database's word.
+        #[source]
+        source: Box<DatabaseError>,
+    },
+    /// The file has a layout that this build cannot use.
+    #[error("cannot use the state store {}: {source}", path.display())]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SchemaError,
+    },
+}
+
+/// Records in a redb file, or in memory.
+#[derive(Debug)]
+pub struct RedbStore {
+    database: Database,
+}
+
+impl RedbStore {
+    /// Opens or makes the file. While another process holds it, waits for up to `wait`.
+    pub fn open(path: &Path, wait: Duration) -> Result<Self, OpenError> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|source| OpenError::Directory { path: parent.to_owned(), source })?;
+        }
+        let database = open_when_free(path, wait)?;
+        schema::agree(&database).map_err(|source| OpenError::Schema { path: path.to_owned(), source })?;
+        Ok(Self { database })
+    }
+
+    /// A store that ends with the value.
+    pub fn in_memory() -> Result<Self, OpenError> {
+        let path = PathBuf::from("(memory)");
+        let database = Database::builder()
+            .set_cache_size(CACHE)
+            .create_with_backend(InMemoryBackend::new())
+            .map_err(|source| OpenError::Database { path: path.clone(), source: Box::new(source) })?;
+        schema::agree(&database).map_err(|source| OpenError::Schema { path, source })?;
+        Ok(Self { database })
+    }
+}
+
+fn open_when_free(path: &Path, wait: Duration) -> Result<Database, OpenError> {
+    let start = Instant::now();
+    loop {
+        match Database::builder().set_cache_size(CACHE).create(path) {
+            Ok(database) => return Ok(database),
+            Err(DatabaseError::DatabaseAlreadyOpen) if start.elapsed() < wait => {
+                sleep(RETRY.min(wait.saturating_sub(start.elapsed())));
+            }
+            Err(DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(OpenError::InUse { path: path.to_owned(), waited: start.elapsed() });
+            }
+            Err(source) => return Err(OpenError::Database { path: path.to_owned(), source: Box::new(source) }),
+        }
+    }
+}
+
+fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
+    TableDefinition::new(table.0)
+}
+
+impl Storage for RedbStore {
+    fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
+        get(&self.database, table, key).map_err(|source| failed(format!("read {key} of table {}", table.0), source))
+    }
+
+    fn scan(&self, table: Table) -> Result<Vec<Record>, StorageError> {
+        scan(&self.database, table).map_err(|source| failed(format!("read table {}", table.0), source))
+    }
+
+    fn commit(&self, changes: Vec<Change>) -> Result<(), StorageError> {
+        let operation = format!("write {} changes", changes.len());
+        commit(&self.database, changes).map_err(|source| failed(operation, source))
+    }
+}
+
+fn failed(operation: String, source: redb::Error) -> StorageError {
+    StorageError { operation, source: Box::new(source) }
+}
+
+fn get(database: &Database, table: Table, key: &str) -> Result<Option<Vec<u8>>, redb::Error> {
+    match database.begin_read()?.open_table(definition(table)) {
+        Ok(open) => Ok(open.get(key)?.map(|value| value.value().to_vec())),
+        // A table exists from its first record on.
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn scan(database: &Database, table: Table) -> Result<Vec<Record>, redb::Error> {
+    let open = match database.begin_read()?.open_table(definition(table)) {
+        Ok(open) => open,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut records = Vec::new();
+    for entry in open.iter()? {
+        let (key, value) = entry?;
+        records.push((key.value().to_owned(), value.value().to_vec()));
+    }
+    Ok(records)
+}
+
+/// A write transaction that is dropped before its commit is rolled back, so an error leaves nothing behind.
+/// redb's default durability (`Immediate`) syncs before `commit` returns.
+fn commit(database: &Database, changes: Vec<Change>) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    for change in changes {
+        match change {
+            Change::Put { table, key, value } => {
+                transaction.open_table(definition(table))?.insert(key.as_str(), value.as_slice())?;
+            }
+            Change::Delete { table, key } => {
+                transaction.open_table(definition(table))?.remove(key.as_str())?;
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}

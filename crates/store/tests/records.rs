@@ -1,0 +1,79 @@
+//! What owners of records rely on.
+
+use std::time::{Duration, Instant};
+
+use a3s_box_core::storage::{Change, Storage, Table};
+use a3s_box_store::{FaultyStore, OpenError, RedbStore};
+
+const BOXES: Table = Table("boxes");
+const NAMES: Table = Table("names");
+
+fn put(table: Table, key: &str, value: &str) -> Change {
+    Change::Put { table, key: key.to_owned(), value: value.as_bytes().to_vec() }
+}
+
+#[test]
+fn records_outlive_the_process_that_wrote_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/state.redb");
+    {
+        let store = RedbStore::open(&path, Duration::ZERO).unwrap();
+        store.commit(vec![put(BOXES, "b", "2"), put(BOXES, "a", "1"), put(NAMES, "x", "b")]).unwrap();
+        store.commit(vec![Change::Delete { table: BOXES, key: "missing".to_owned() }]).unwrap();
+    }
+    let store = RedbStore::open(&path, Duration::ZERO).unwrap();
+    let records = store.scan(BOXES).unwrap();
+    assert_eq!(records, [("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"2".to_vec())]);
+    assert_eq!(store.get(NAMES, "x").unwrap().as_deref(), Some(&b"b"[..]));
+    assert_eq!(store.scan(Table("never-written")).unwrap(), []);
+    assert_eq!(store.get(Table("never-written"), "x").unwrap(), None);
+}
+
+#[test]
+fn a_store_in_use_is_waited_for_and_then_named_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let _holder = RedbStore::open(&path, Duration::ZERO).unwrap();
+    let start = Instant::now();
+    let error = RedbStore::open(&path, Duration::from_millis(120)).unwrap_err();
+    assert!(start.elapsed() >= Duration::from_millis(120));
+    assert!(matches!(error, OpenError::InUse { .. }));
+    assert!(error.to_string().contains("--root"), "{error}");
+}
+
+#[test]
+fn a_store_that_becomes_free_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let holder = RedbStore::open(&path, Duration::ZERO).unwrap();
+    let waiting = std::thread::spawn({
+        let path = path.clone();
+        move || RedbStore::open(&path, Duration::from_secs(20)).map(drop)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    drop(holder);
+    waiting.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_store_is_an_error_and_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    std::fs::write(&path, vec![7; 8192]).unwrap();
+    let error = RedbStore::open(&path, Duration::ZERO).unwrap_err();
+    assert!(matches!(error, OpenError::Database { .. }), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
+}
+
+#[test]
+fn a_failed_commit_changes_nothing_and_the_next_one_succeeds() {
+    let store = FaultyStore::new(RedbStore::in_memory().unwrap());
+    store.fail_at(2);
+    store.commit(vec![put(BOXES, "a", "1")]).unwrap();
+    store.commit(vec![put(BOXES, "b", "2"), put(NAMES, "x", "b")]).unwrap_err();
+    assert_eq!(store.scan(BOXES).unwrap().len(), 1);
+    assert_eq!(store.get(NAMES, "x").unwrap(), None);
+    assert_eq!(store.heal(), 4);
+    store.commit(vec![put(BOXES, "b", "2")]).unwrap();
+    assert_eq!(store.scan(BOXES).unwrap().len(), 2);
+}
