@@ -1,0 +1,172 @@
+//! Containers.
+
+use std::collections::HashMap;
+
+use a3s_box_core::spec::BoxSpec;
+use a3s_box_runtime::SessionStatus;
+
+use crate::convert::container::{image_of, session_spec};
+use crate::convert::{InvalidRequest, required, status};
+use crate::error::{CriError, gone_is_success};
+use crate::filter::shows_container;
+use crate::proto::{
+    ContainerConfig, ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
+    CreateContainerResponse, ListContainersRequest, ListContainersResponse, PodSandboxConfig,
+    RemoveContainerRequest, RemoveContainerResponse, ReopenContainerLogRequest, ReopenContainerLogResponse,
+    StartContainerRequest, StartContainerResponse, StopContainerRequest, StopContainerResponse,
+};
+use crate::service::{CriService, seconds};
+
+impl CriService {
+    pub(crate) async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, CriError> {
+        let config = required(request.config, "config")?;
+        let image_name = image_of(&config)?;
+        check_privileged(&config, request.sandbox_config.as_ref())?;
+        let box_id = self.box_id(request.pod_sandbox_id)?;
+        let sandbox = self.boxes.box_status(&box_id)?;
+        let image = self.images.resolve(&image_name)?;
+        let spec = session_spec(config, &image.config, hostname(&sandbox.spec))?;
+        let id = self.boxes.create_session(&box_id, spec, image).await?;
+        Ok(CreateContainerResponse { container_id: id.into() })
+    }
+
+    pub(crate) async fn start_container(
+        &self,
+        request: StartContainerRequest,
+    ) -> Result<StartContainerResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
+        self.boxes.start_session(&id).await?;
+        Ok(StartContainerResponse {})
+    }
+
+    pub(crate) async fn stop_container(
+        &self,
+        request: StopContainerRequest,
+    ) -> Result<StopContainerResponse, CriError> {
+        let grace = seconds(request.timeout, "timeout")?;
+        let stop = async {
+            let id = self.session_id(request.container_id)?;
+            Ok(self.boxes.stop_session(&id, grace).await?)
+        };
+        gone_is_success(stop.await)?;
+        Ok(StopContainerResponse {})
+    }
+
+    pub(crate) async fn remove_container(
+        &self,
+        request: RemoveContainerRequest,
+    ) -> Result<RemoveContainerResponse, CriError> {
+        let remove = async {
+            let id = self.session_id(request.container_id)?;
+            Ok(self.boxes.remove_session(&id).await?)
+        };
+        gone_is_success(remove.await)?;
+        Ok(RemoveContainerResponse {})
+    }
+
+    pub(crate) fn list_containers(
+        &self,
+        request: ListContainersRequest,
+    ) -> Result<ListContainersResponse, CriError> {
+        let filter = request.filter.unwrap_or_default();
+        let containers = self
+            .boxes
+            .list_sessions()
+            .iter()
+            .map(|state| status::container(state, self.shown_image(state)))
+            .filter(|item| shows_container(&filter, item))
+            .collect();
+        Ok(ListContainersResponse { containers })
+    }
+
+    pub(crate) fn container_status(
+        &self,
+        request: ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
+        let state = self.boxes.session_status(&id)?;
+        let info = if request.verbose { status::container_info(&state) } else { HashMap::new() };
+        Ok(ContainerStatusResponse {
+            status: Some(status::container_status(&state, self.shown_image(&state))),
+            info,
+        })
+    }
+
+    pub(crate) async fn reopen_log(
+        &self,
+        request: ReopenContainerLogRequest,
+    ) -> Result<ReopenContainerLogResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
+        self.boxes.reopen_log(&id).await?;
+        Ok(ReopenContainerLogResponse {})
+    }
+
+    /// The name to show for a container's image: kubelet asks for images by id, people want a tag.
+    fn shown_image(&self, state: &SessionStatus) -> String {
+        let given = &state.spec.image_ref;
+        let is_id = given.starts_with("sha256:") || state.image_id.ends_with(given.as_str());
+        match self.images.find(&state.image_id) {
+            Ok(Some(image)) if is_id => image.display_name().to_owned(),
+            Ok(_) | Err(_) => given.clone(),
+        }
+    }
+}
+
+/// What the box is called inside: the pod's name where no host name was given.
+fn hostname(spec: &BoxSpec) -> &str {
+    if spec.hostname.is_empty() { &spec.identity.name } else { &spec.hostname }
+}
+
+/// A pod says beforehand that some container of it will be privileged.
+fn check_privileged(
+    config: &ContainerConfig,
+    sandbox: Option<&PodSandboxConfig>,
+) -> Result<(), InvalidRequest> {
+    let linux = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let wanted = linux.is_some_and(|context| context.privileged);
+    let announced = sandbox.is_none_or(|sandbox| {
+        let linux = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        linux.is_some_and(|context| context.privileged)
+    });
+    if wanted && !announced {
+        let problem = "the pod sandbox was not made for privileged containers; \
+                       set sandbox_config.linux.security_context.privileged too";
+        return Err(InvalidRequest::new("config.linux.security_context.privileged", problem));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{
+        LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+        LinuxSandboxSecurityContext,
+    };
+
+    #[test]
+    fn a_privileged_container_needs_a_sandbox_that_announced_it() {
+        let container = |privileged| ContainerConfig {
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext { privileged, ..Default::default() }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let sandbox = |privileged| PodSandboxConfig {
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext { privileged, ..Default::default() }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert!(check_privileged(&container(true), Some(&sandbox(true))).is_ok());
+        assert!(check_privileged(&container(false), Some(&sandbox(false))).is_ok());
+        assert!(check_privileged(&container(true), None).is_ok());
+        let error = check_privileged(&container(true), Some(&sandbox(false))).unwrap_err();
+        assert_eq!(error.field, "config.linux.security_context.privileged");
+    }
+}

@@ -1,0 +1,410 @@
+//! `ContainerConfig` and the image's configuration to [`SessionSpec`].
+
+use std::path::{Component, Path, PathBuf};
+
+use a3s_box_core::image::ImageConfig;
+use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SessionSpec};
+
+use super::{InvalidRequest, given, non_empty, required, resources, security, signal, sorted};
+use crate::proto::{
+    ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerSecurityContext, Mount, MountPropagation,
+    Signal,
+};
+
+const CONTEXT: &str = "config.linux.security_context";
+const RESOURCES: &str = "config.linux.resources";
+
+/// What shells are found by in an image that does not say.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Flags of a bind mount that `Mount.mount_options` may carry.
+const MOUNT_OPTIONS: [&str; 8] =
+    ["noexec", "nosuid", "nodev", "noatime", "nodiratime", "relatime", "exec", "suid"];
+
+/// The reference or id of the image that a container is to run, checked before the image is looked up.
+pub fn image_of(config: &ContainerConfig) -> Result<String, InvalidRequest> {
+    let image = required(config.image.clone(), "config.image")?;
+    non_empty(image.image, "config.image.image")
+}
+
+/// The session that a CreateContainer request asks for. `image` is the configuration of the image that
+/// [`image_of`] names, `hostname` what the box is called.
+pub fn session_spec(
+    config: ContainerConfig,
+    image: &ImageConfig,
+    hostname: &str,
+) -> Result<SessionSpec, InvalidRequest> {
+    let image_ref = image_of(&config)?;
+    refuse_foreign(&config)?;
+    let (name, attempt) = identity(config.metadata)?;
+    let client_signal = Signal::try_from(config.stop_signal).map_err(|_| {
+        InvalidRequest::new("config.stop_signal", format!("{} is not a signal", config.stop_signal))
+    })?;
+    let linux = config.linux.unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    security::check_apparmor(&context, CONTEXT)?;
+    let (masked_paths, readonly_paths) = security::guarded_paths(&context);
+    let limits = linux.resources.as_ref().map(|given| resources::limits(given, RESOURCES)).transpose()?;
+    let oom_score_adj =
+        linux.resources.as_ref().map(|given| resources::oom_score_adj(given, RESOURCES)).transpose()?;
+    let program =
+        Program { command: config.command, args: config.args, cwd: config.working_dir, tty: config.tty };
+    let env = environment(image, hostname, config.tty, config.envs)?;
+    Ok(SessionSpec {
+        name,
+        attempt,
+        image_ref,
+        labels: sorted(config.labels),
+        annotations: sorted(config.annotations),
+        log_path: given(config.log_path).map(log_path).transpose()?,
+        process: process(program, env, oom_score_adj, &context, image)?,
+        readonly_rootfs: context.readonly_rootfs,
+        mounts: config
+            .mounts
+            .into_iter()
+            .enumerate()
+            .map(|(index, wanted)| mount(wanted, &format!("config.mounts[{index}]")))
+            .collect::<Result<_, _>>()?,
+        pid_namespace: security::pid_namespace(&context, CONTEXT)?,
+        limits: limits.unwrap_or_default(),
+        masked_paths,
+        readonly_paths,
+        privileged: context.privileged,
+        stop_signal: signal::stop_signal(client_signal, &image.stop_signal),
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+    })
+}
+
+/// Refuses what lies on the host and cannot be carried into a virtual machine.
+fn refuse_foreign(config: &ContainerConfig) -> Result<(), InvalidRequest> {
+    if config.windows.is_some() {
+        return Err(InvalidRequest::new("config.windows", "boxes run Linux; remove the field"));
+    }
+    if let Some(device) = config.devices.first() {
+        let problem = format!("device {} of the host cannot be given to a box; remove it", device.host_path);
+        return Err(InvalidRequest::new("config.devices[0]", problem));
+    }
+    if let Some(device) = config.cdi_devices.first() {
+        let problem = format!("device {} of the host cannot be given to a box; remove it", device.name);
+        return Err(InvalidRequest::new("config.CDI_devices[0]", problem));
+    }
+    Ok(())
+}
+
+fn identity(metadata: Option<ContainerMetadata>) -> Result<(String, u32), InvalidRequest> {
+    let metadata = required(metadata, "config.metadata")?;
+    Ok((non_empty(metadata.name, "config.metadata.name")?, metadata.attempt))
+}
+
+/// The client's words about what runs.
+struct Program {
+    command: Vec<String>,
+    args: Vec<String>,
+    cwd: String,
+    tty: bool,
+}
+
+fn process(
+    program: Program,
+    env: Vec<String>,
+    oom_score_adj: Option<i32>,
+    context: &LinuxContainerSecurityContext,
+    image: &ImageConfig,
+) -> Result<ProcessSpec, InvalidRequest> {
+    let cwd =
+        given(program.cwd).or_else(|| given(image.working_dir.clone())).unwrap_or_else(|| "/".to_owned());
+    if !cwd.starts_with('/') {
+        return Err(InvalidRequest::new("config.working_dir", format!("{cwd:?} is not an absolute path")));
+    }
+    Ok(ProcessSpec {
+        args: command_line(program.command, program.args, image)?,
+        env,
+        cwd,
+        terminal: program.tty,
+        user: security::user(context, &image.user, CONTEXT)?,
+        capabilities: security::capabilities(context),
+        no_new_privileges: context.no_new_privs,
+        seccomp: security::seccomp(context, CONTEXT)?,
+        oom_score_adj,
+    })
+}
+
+/// A client's command replaces the image's entrypoint and its arguments; the image's arguments count
+/// only if the client gave neither.
+fn command_line(
+    command: Vec<String>,
+    args: Vec<String>,
+    image: &ImageConfig,
+) -> Result<Vec<String>, InvalidRequest> {
+    let default_args = if command.is_empty() { image.cmd.clone() } else { Vec::new() };
+    let entrypoint = if command.is_empty() { image.entrypoint.clone() } else { command };
+    let args = if args.is_empty() { default_args } else { args };
+    let line: Vec<String> = entrypoint.into_iter().chain(args).collect();
+    if line.first().is_none_or(String::is_empty) {
+        let problem = "the image names no command to run either; give one";
+        return Err(InvalidRequest::new("config.command", problem));
+    }
+    Ok(line)
+}
+
+/// Later entries win: defaults, then the image's, then the client's.
+fn environment(
+    image: &ImageConfig,
+    hostname: &str,
+    tty: bool,
+    client: Vec<KeyValue>,
+) -> Result<Vec<String>, InvalidRequest> {
+    let mut env = vec![DEFAULT_PATH.to_owned()];
+    if !hostname.is_empty() {
+        env.push(format!("HOSTNAME={hostname}"));
+    }
+    if tty {
+        env.push("TERM=xterm".to_owned());
+    }
+    env.extend(image.env.iter().cloned());
+    for (index, KeyValue { key, value }) in client.into_iter().enumerate() {
+        if key.is_empty() || key.contains(['=', '\0']) {
+            let problem = format!("{key:?} cannot be the name of a variable");
+            return Err(InvalidRequest::new(format!("config.envs[{index}].key"), problem));
+        }
+        let value = String::from_utf8(value).ok().filter(|value| !value.contains('\0')).ok_or_else(|| {
+            let problem = format!("the value of {key} is not UTF-8 text without zero bytes");
+            InvalidRequest::new(format!("config.envs[{index}].value"), problem)
+        })?;
+        env.push(format!("{key}={value}"));
+    }
+    Ok(env)
+}
+
+/// Relative to the pod's log directory and never outside of it.
+fn log_path(path: String) -> Result<PathBuf, InvalidRequest> {
+    let relative = Path::new(path.trim_start_matches('/'));
+    let inside = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !inside || relative.as_os_str().is_empty() {
+        return Err(InvalidRequest::new(
+            "config.log_path",
+            format!("{path:?} leaves the pod's log directory"),
+        ));
+    }
+    Ok(relative.to_owned())
+}
+
+fn mount(wanted: Mount, field: &str) -> Result<MountSpec, InvalidRequest> {
+    let target = non_empty(wanted.container_path, &format!("{field}.container_path"))?;
+    // A relative path starts at the container's root.
+    let target = if target.starts_with('/') { target } else { format!("/{target}") };
+    if wanted.image.is_some() {
+        let problem = "image volumes are not supported yet; use another kind of volume";
+        return Err(InvalidRequest::new(format!("{field}.image"), problem));
+    }
+    if !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty() {
+        let problem = "id-mapped mounts are not offered by this runtime handler";
+        return Err(InvalidRequest::new(format!("{field}.uidMappings"), problem));
+    }
+    let path = PathBuf::from(non_empty(wanted.host_path, &format!("{field}.host_path"))?);
+    if !path.is_absolute() {
+        let problem = format!("{} is not an absolute path", path.display());
+        return Err(InvalidRequest::new(format!("{field}.host_path"), problem));
+    }
+    let propagate = match MountPropagation::try_from(wanted.propagation) {
+        Ok(MountPropagation::PropagationPrivate) => false,
+        Ok(MountPropagation::PropagationHostToContainer) => true,
+        Ok(MountPropagation::PropagationBidirectional) => {
+            let problem = "mounts made inside of a box cannot appear on the host; use HostToContainer";
+            return Err(InvalidRequest::new(format!("{field}.propagation"), problem));
+        }
+        Err(_) => {
+            let problem = format!("{} is not a propagation mode", wanted.propagation);
+            return Err(InvalidRequest::new(format!("{field}.propagation"), problem));
+        }
+    };
+    if wanted.recursive_read_only && (!wanted.readonly || propagate) {
+        let problem = "needs readonly and private propagation";
+        return Err(InvalidRequest::new(format!("{field}.recursive_read_only"), problem));
+    }
+    for (index, option) in wanted.mount_options.iter().enumerate() {
+        if !MOUNT_OPTIONS.contains(&option.as_str()) {
+            let problem = format!("{option:?} is not one of {}", MOUNT_OPTIONS.join(", "));
+            return Err(InvalidRequest::new(format!("{field}.mount_options[{index}]"), problem));
+        }
+    }
+    Ok(MountSpec {
+        source: MountSource::Host { path, propagate, recursive_readonly: wanted.recursive_read_only },
+        target,
+        readonly: wanted.readonly,
+        options: wanted.mount_options,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_core::spec::PidNamespace;
+
+    use super::*;
+    use crate::proto::{CdiDevice, Device, IdMapping, ImageSpec, LinuxContainerConfig};
+
+    fn config() -> ContainerConfig {
+        ContainerConfig {
+            metadata: Some(ContainerMetadata { name: "app".to_owned(), attempt: 2 }),
+            image: Some(ImageSpec { image: "registry/app:1".to_owned(), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/entry".to_owned()],
+            cmd: vec!["serve".to_owned()],
+            env: vec!["PATH=/bin".to_owned(), "A=image".to_owned()],
+            working_dir: "/srv".to_owned(),
+            user: "www".to_owned(),
+            stop_signal: "SIGQUIT".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn convert(config: ContainerConfig) -> Result<SessionSpec, InvalidRequest> {
+        session_spec(config, &image(), "web-0")
+    }
+
+    fn refused_field(config: ContainerConfig) -> String {
+        convert(config).expect_err("the request is refused").field
+    }
+
+    fn args(command: &[&str], args: &[&str]) -> Vec<String> {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let config = ContainerConfig { command: owned(command), args: owned(args), ..config() };
+        convert(config).unwrap().process.args
+    }
+
+    #[test]
+    fn the_image_fills_in_what_the_client_leaves_out() {
+        let spec = convert(config()).unwrap();
+        assert_eq!(spec.process.args, ["/entry", "serve"]);
+        assert_eq!(spec.process.cwd, "/srv");
+        assert_eq!(spec.process.user.user, "www");
+        assert_eq!(spec.stop_signal, 3);
+        assert_eq!((spec.name.as_str(), spec.attempt), ("app", 2));
+        assert_eq!(spec.pid_namespace, PidNamespace::Pod);
+    }
+
+    #[test]
+    fn a_command_of_the_client_drops_the_images_arguments() {
+        assert_eq!(args(&["/bin/sh"], &[]), ["/bin/sh"]);
+        assert_eq!(args(&["/bin/sh"], &["-c", "x"]), ["/bin/sh", "-c", "x"]);
+        assert_eq!(args(&[], &["check"]), ["/entry", "check"]);
+    }
+
+    #[test]
+    fn a_container_without_any_command_is_refused() {
+        let error = session_spec(config(), &ImageConfig::default(), "").unwrap_err();
+        assert_eq!(error.field, "config.command");
+    }
+
+    #[test]
+    fn the_clients_environment_comes_last() {
+        let variable = |key: &str, value: &[u8]| KeyValue { key: key.to_owned(), value: value.to_vec() };
+        let with = ContainerConfig { envs: vec![variable("A", b"client")], tty: true, ..config() };
+        let env = convert(with).unwrap().process.env;
+        assert_eq!(env, [DEFAULT_PATH, "HOSTNAME=web-0", "TERM=xterm", "PATH=/bin", "A=image", "A=client"]);
+        let with = ContainerConfig { envs: vec![variable("A", b"\xff")], ..config() };
+        assert_eq!(refused_field(with), "config.envs[0].value");
+        let with = ContainerConfig { envs: vec![variable("A=B", b"")], ..config() };
+        assert_eq!(refused_field(with), "config.envs[0].key");
+    }
+
+    #[test]
+    fn missing_identity_and_image_are_refused_by_field() {
+        assert_eq!(refused_field(ContainerConfig { metadata: None, ..config() }), "config.metadata");
+        let unnamed = ContainerConfig { metadata: Some(ContainerMetadata::default()), ..config() };
+        assert_eq!(refused_field(unnamed), "config.metadata.name");
+        assert_eq!(refused_field(ContainerConfig { image: None, ..config() }), "config.image");
+        let unnamed = ContainerConfig { image: Some(ImageSpec::default()), ..config() };
+        assert_eq!(refused_field(unnamed), "config.image.image");
+    }
+
+    #[test]
+    fn devices_of_the_host_are_refused() {
+        assert_eq!(
+            refused_field(ContainerConfig { devices: vec![Device::default()], ..config() }),
+            "config.devices[0]"
+        );
+        assert_eq!(
+            refused_field(ContainerConfig { cdi_devices: vec![CdiDevice::default()], ..config() }),
+            "config.CDI_devices[0]"
+        );
+        assert_eq!(
+            refused_field(ContainerConfig { windows: Some(Default::default()), ..config() }),
+            "config.windows"
+        );
+    }
+
+    #[test]
+    fn a_log_path_stays_below_the_log_directory() {
+        let with = |path: &str| ContainerConfig { log_path: path.to_owned(), ..config() };
+        assert_eq!(convert(with("app/0.log")).unwrap().log_path, Some(PathBuf::from("app/0.log")));
+        assert_eq!(convert(with("/app.log")).unwrap().log_path, Some(PathBuf::from("app.log")));
+        assert_eq!(convert(with("")).unwrap().log_path, None);
+        for path in ["../x", "a/../../x", "/"] {
+            assert_eq!(refused_field(with(path)), "config.log_path", "{path}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_carried_over_and_impossible_ones_refused_by_index() {
+        let volume = |change: fn(&mut Mount)| {
+            let mut mount = Mount {
+                container_path: "/data".to_owned(),
+                host_path: "/var/lib/x".to_owned(),
+                ..Default::default()
+            };
+            change(&mut mount);
+            ContainerConfig { mounts: vec![mount], ..config() }
+        };
+        let spec = convert(volume(|mount| {
+            mount.propagation = MountPropagation::PropagationHostToContainer.into();
+            mount.mount_options = vec!["noexec".to_owned()];
+            mount.container_path = "data".to_owned();
+        }))
+        .unwrap();
+        let expected = MountSpec {
+            source: MountSource::Host {
+                path: PathBuf::from("/var/lib/x"),
+                propagate: true,
+                recursive_readonly: false,
+            },
+            target: "/data".to_owned(),
+            readonly: false,
+            options: vec!["noexec".to_owned()],
+        };
+        assert_eq!(spec.mounts, [expected]);
+        for (field, change) in [
+            ("container_path", (|m| m.container_path.clear()) as fn(&mut Mount)),
+            ("host_path", |m| m.host_path.clear()),
+            ("host_path", |m| m.host_path = "relative".to_owned()),
+            ("image", |m| m.image = Some(ImageSpec::default())),
+            ("uidMappings", |m| m.gid_mappings = vec![IdMapping::default()]),
+            ("propagation", |m| m.propagation = MountPropagation::PropagationBidirectional.into()),
+            ("propagation", |m| m.propagation = 9),
+            ("recursive_read_only", |m| m.recursive_read_only = true),
+            ("mount_options[0]", |m| m.mount_options = vec!["bind".to_owned()]),
+        ] {
+            assert_eq!(refused_field(volume(change)), format!("config.mounts[0].{field}"));
+        }
+    }
+
+    #[test]
+    fn the_oom_score_of_kubelet_is_kept() {
+        let linux = LinuxContainerConfig {
+            resources: Some(crate::proto::LinuxContainerResources {
+                oom_score_adj: 968,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let spec = convert(ContainerConfig { linux: Some(linux), ..config() }).unwrap();
+        assert_eq!(spec.process.oom_score_adj, Some(968));
+        assert_eq!(convert(config()).unwrap().process.oom_score_adj, None);
+    }
+}

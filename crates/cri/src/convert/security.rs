@@ -1,0 +1,331 @@
+//! Security contexts: users, capabilities, namespaces and profiles.
+//!
+//! SELinux labels and AppArmor's default profiles are accepted without effect, as on any node whose
+//! kernel has neither: the guest's kernel is such a node. A profile by name cannot be honoured and is
+//! refused.
+
+use a3s_box_core::SessionId;
+use a3s_box_core::spec::{CapabilitySpec, PidNamespace, SeccompSpec, UserSpec};
+
+use super::{InvalidRequest, kernel_id};
+use crate::proto::security_profile::ProfileType;
+use crate::proto::{
+    LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
+};
+
+/// Parts of /proc and /sys that no ordinary container sees: the OCI runtimes' common default.
+pub const DEFAULT_MASKED_PATHS: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+];
+
+/// Parts of /proc that no ordinary container writes: the OCI runtimes' common default.
+pub const DEFAULT_READONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const SANDBOX: &str = "config.linux.security_context";
+
+/// Refuses pods that want what lies outside of their virtual machine. The rest of a sandbox' context is
+/// about a pause process, which a box does not have.
+pub fn check_sandbox_context(context: &LinuxSandboxSecurityContext) -> Result<(), InvalidRequest> {
+    if let Some(options) = &context.namespace_options {
+        check_namespaces(options, SANDBOX)?;
+        // A pod has no other container yet whose processes it could join.
+        if namespace(options.pid, &format!("{SANDBOX}.namespace_options.pid"))? == NamespaceMode::Target {
+            let problem = "TARGET is for containers only";
+            return Err(InvalidRequest::new(format!("{SANDBOX}.namespace_options.pid"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// Network and IPC belong to the box as a whole, and no namespace is the host's.
+fn check_namespaces(options: &NamespaceOption, context: &str) -> Result<(), InvalidRequest> {
+    for (name, mode) in [("network", options.network), ("ipc", options.ipc)] {
+        let field = format!("{context}.namespace_options.{name}");
+        let problem = match namespace(mode, &field)? {
+            NamespaceMode::Pod => continue,
+            NamespaceMode::Node => {
+                "NODE cannot be given to a box, which has a kernel of its own; \
+                                    run pods that need the host's namespaces with another RuntimeClass"
+            }
+            NamespaceMode::Container | NamespaceMode::Target => {
+                "a box shares it between all containers; use POD"
+            }
+        };
+        return Err(InvalidRequest::new(field, problem));
+    }
+    let field = format!("{context}.namespace_options.pid");
+    if namespace(options.pid, &field)? == NamespaceMode::Node {
+        let problem = "NODE cannot be given to a box, which has a kernel of its own; \
+                       run pods that need the host's processes with another RuntimeClass";
+        return Err(InvalidRequest::new(field, problem));
+    }
+    match &options.userns_options {
+        Some(userns) => check_user_namespace(userns, &format!("{context}.namespace_options.userns_options")),
+        None => Ok(()),
+    }
+}
+
+fn check_user_namespace(userns: &UserNamespace, field: &str) -> Result<(), InvalidRequest> {
+    if userns.uids.is_empty() && userns.gids.is_empty() {
+        return Ok(());
+    }
+    let problem = "user namespaces are not offered by this runtime handler; \
+                   remove hostUsers: false, the box itself keeps the pod's users from the host";
+    Err(InvalidRequest::new(field, problem))
+}
+
+fn namespace(mode: i32, field: &str) -> Result<NamespaceMode, InvalidRequest> {
+    NamespaceMode::try_from(mode)
+        .map_err(|_| InvalidRequest::new(field, format!("{mode} is not a namespace mode")))
+}
+
+/// Whose processes a container sees. A container without options shares the pod's, which is what the
+/// zero of the enum says.
+pub fn pid_namespace(
+    context: &LinuxContainerSecurityContext,
+    field: &str,
+) -> Result<PidNamespace, InvalidRequest> {
+    let options = context.namespace_options.clone().unwrap_or_default();
+    check_namespaces(&options, field)?;
+    let pid = format!("{field}.namespace_options.pid");
+    match namespace(options.pid, &pid)? {
+        NamespaceMode::Pod => Ok(PidNamespace::Pod),
+        NamespaceMode::Container => Ok(PidNamespace::Session),
+        NamespaceMode::Target => target(&options.target_id, field).map(PidNamespace::Target),
+        // Refused above.
+        NamespaceMode::Node => Err(InvalidRequest::new(pid, "NODE cannot be given to a box")),
+    }
+}
+
+fn target(id: &str, field: &str) -> Result<SessionId, InvalidRequest> {
+    id.parse().map_err(|error| {
+        InvalidRequest::new(format!("{field}.namespace_options.target_id"), format!("{error}"))
+    })
+}
+
+/// As whom a container runs: the client's words over the image's.
+pub fn user(
+    context: &LinuxContainerSecurityContext,
+    image_user: &str,
+    field: &str,
+) -> Result<UserSpec, InvalidRequest> {
+    let uid = context
+        .run_as_user
+        .as_ref()
+        .map(|uid| kernel_id(uid.value, &format!("{field}.run_as_user")))
+        .transpose()?;
+    let user = match (uid, context.run_as_username.as_str()) {
+        (Some(uid), _) => Some(uid.to_string()),
+        (None, "") => None,
+        (None, name) => Some(name.to_owned()),
+    };
+    let group = context
+        .run_as_group
+        .as_ref()
+        .map(|gid| kernel_id(gid.value, &format!("{field}.run_as_group")))
+        .transpose()?;
+    if group.is_some() && user.is_none() {
+        let problem = "needs run_as_user or run_as_username";
+        return Err(InvalidRequest::new(format!("{field}.run_as_group"), problem));
+    }
+    let strict_groups = match SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy) {
+        Ok(SupplementalGroupsPolicy::Merge) => false,
+        Ok(SupplementalGroupsPolicy::Strict) => true,
+        Err(_) => {
+            let problem = format!("{} is not a policy", context.supplemental_groups_policy);
+            return Err(InvalidRequest::new(format!("{field}.supplemental_groups_policy"), problem));
+        }
+    };
+    let supplemental_groups = context
+        .supplemental_groups
+        .iter()
+        .enumerate()
+        .map(|(index, gid)| kernel_id(*gid, &format!("{field}.supplemental_groups[{index}]")))
+        .collect::<Result<_, _>>()?;
+    let user = user.unwrap_or_else(|| image_user.to_owned());
+    Ok(UserSpec { user, group, supplemental_groups, strict_groups })
+}
+
+/// Capabilities relative to the default set.
+pub fn capabilities(context: &LinuxContainerSecurityContext) -> CapabilitySpec {
+    let capabilities = context.capabilities.clone().unwrap_or_default();
+    CapabilitySpec {
+        add: capabilities.add_capabilities,
+        drop: capabilities.drop_capabilities,
+        add_ambient: capabilities.add_ambient_capabilities,
+    }
+}
+
+/// The system call filter. Without a word about it a container gets the default profile, unless it is
+/// privileged.
+pub fn seccomp(context: &LinuxContainerSecurityContext, field: &str) -> Result<SeccompSpec, InvalidRequest> {
+    if context.privileged {
+        return Ok(SeccompSpec::Unconfined);
+    }
+    match &context.seccomp {
+        Some(profile) => match profile_type(profile, &format!("{field}.seccomp"))? {
+            ProfileType::RuntimeDefault => Ok(SeccompSpec::RuntimeDefault),
+            ProfileType::Unconfined => Ok(SeccompSpec::Unconfined),
+            ProfileType::Localhost => {
+                let problem = "profiles from files of the node are not supported yet; use RuntimeDefault";
+                Err(InvalidRequest::new(format!("{field}.seccomp.localhost_ref"), problem))
+            }
+        },
+        #[allow(deprecated)]
+        None => seccomp_by_path(&context.seccomp_profile_path, field),
+    }
+}
+
+/// The field that clients older than Kubernetes 1.19 send.
+fn seccomp_by_path(path: &str, field: &str) -> Result<SeccompSpec, InvalidRequest> {
+    match path {
+        "" | "runtime/default" | "docker/default" => Ok(SeccompSpec::RuntimeDefault),
+        "unconfined" => Ok(SeccompSpec::Unconfined),
+        other => {
+            let problem = format!("{other:?} is neither runtime/default nor unconfined");
+            Err(InvalidRequest::new(format!("{field}.seccomp_profile_path"), problem))
+        }
+    }
+}
+
+/// Refuses AppArmor profiles by name: the guest's kernel has no AppArmor.
+pub fn check_apparmor(context: &LinuxContainerSecurityContext, field: &str) -> Result<(), InvalidRequest> {
+    let field = format!("{field}.apparmor");
+    match &context.apparmor {
+        Some(profile) => match profile_type(profile, &field)? {
+            ProfileType::RuntimeDefault | ProfileType::Unconfined => Ok(()),
+            ProfileType::Localhost => {
+                let problem = "the kernel of a box has no AppArmor; use RuntimeDefault or Unconfined";
+                Err(InvalidRequest::new(format!("{field}.localhost_ref"), problem))
+            }
+        },
+        None => Ok(()),
+    }
+}
+
+fn profile_type(profile: &SecurityProfile, field: &str) -> Result<ProfileType, InvalidRequest> {
+    ProfileType::try_from(profile.profile_type).map_err(|_| {
+        InvalidRequest::new(
+            format!("{field}.profile_type"),
+            format!("{} is not a profile type", profile.profile_type),
+        )
+    })
+}
+
+/// What is hidden and what is read-only. CRI cannot tell "none" from "not given", so an empty list means
+/// the default; only a privileged container sees everything.
+pub fn guarded_paths(context: &LinuxContainerSecurityContext) -> (Vec<String>, Vec<String>) {
+    if context.privileged {
+        return (Vec::new(), Vec::new());
+    }
+    let or_default = |paths: &[String], default: &[&str]| match paths {
+        [] => default.iter().map(|path| (*path).to_owned()).collect(),
+        paths => paths.to_vec(),
+    };
+    (
+        or_default(&context.masked_paths, &DEFAULT_MASKED_PATHS),
+        or_default(&context.readonly_paths, &DEFAULT_READONLY_PATHS),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{IdMapping, Int64Value};
+
+    fn with_options(options: NamespaceOption) -> LinuxContainerSecurityContext {
+        LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() }
+    }
+
+    #[test]
+    fn pid_modes_become_ours_and_the_hosts_is_refused() {
+        let mode = |pid: NamespaceMode| {
+            pid_namespace(&with_options(NamespaceOption { pid: pid.into(), ..Default::default() }), "c")
+        };
+        assert_eq!(mode(NamespaceMode::Pod), Ok(PidNamespace::Pod));
+        assert_eq!(mode(NamespaceMode::Container), Ok(PidNamespace::Session));
+        assert_eq!(mode(NamespaceMode::Node).unwrap_err().field, "c.namespace_options.pid");
+        assert_eq!(mode(NamespaceMode::Target).unwrap_err().field, "c.namespace_options.target_id");
+        assert_eq!(pid_namespace(&Default::default(), "c"), Ok(PidNamespace::Pod));
+    }
+
+    #[test]
+    fn user_namespaces_are_refused_only_when_ids_are_mapped() {
+        let userns = |uids| NamespaceOption {
+            userns_options: Some(UserNamespace { uids, ..Default::default() }),
+            ..Default::default()
+        };
+        assert!(pid_namespace(&with_options(userns(vec![])), "c").is_ok());
+        let error = pid_namespace(&with_options(userns(vec![IdMapping::default()])), "c").unwrap_err();
+        assert_eq!(error.field, "c.namespace_options.userns_options");
+    }
+
+    #[test]
+    fn the_clients_user_wins_over_the_images() {
+        let mut context = LinuxContainerSecurityContext::default();
+        assert_eq!(user(&context, "www:www", "c").unwrap().user, "www:www");
+        context.run_as_username = "app".to_owned();
+        assert_eq!(user(&context, "www:www", "c").unwrap().user, "app");
+        context.run_as_user = Some(Int64Value { value: 0 });
+        assert_eq!(user(&context, "www:www", "c").unwrap().user, "0");
+    }
+
+    #[test]
+    fn ids_beyond_the_kernels_and_a_group_alone_are_refused() {
+        let mut context =
+            LinuxContainerSecurityContext { supplemental_groups: vec![1, -1], ..Default::default() };
+        assert_eq!(user(&context, "", "c").unwrap_err().field, "c.supplemental_groups[1]");
+        context.supplemental_groups.clear();
+        context.run_as_group = Some(Int64Value { value: 5 });
+        assert_eq!(user(&context, "", "c").unwrap_err().field, "c.run_as_group");
+        context.run_as_user = Some(Int64Value { value: i64::from(u32::MAX) });
+        assert_eq!(user(&context, "", "c").unwrap_err().field, "c.run_as_user");
+        context.run_as_user = Some(Int64Value { value: 7 });
+        assert_eq!(user(&context, "", "c").unwrap().group, Some(5));
+    }
+
+    #[test]
+    fn containers_are_confined_unless_they_say_otherwise() {
+        let mut context = LinuxContainerSecurityContext::default();
+        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::RuntimeDefault));
+        let profile = |kind: ProfileType| SecurityProfile { profile_type: kind.into(), ..Default::default() };
+        context.seccomp = Some(profile(ProfileType::Unconfined));
+        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
+        context.seccomp = Some(profile(ProfileType::Localhost));
+        assert_eq!(seccomp(&context, "c").unwrap_err().field, "c.seccomp.localhost_ref");
+        context.privileged = true;
+        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
+    }
+
+    #[test]
+    fn a_named_apparmor_profile_is_refused_and_the_default_is_not() {
+        let profile = |kind: ProfileType| LinuxContainerSecurityContext {
+            apparmor: Some(SecurityProfile { profile_type: kind.into(), localhost_ref: "x".to_owned() }),
+            ..Default::default()
+        };
+        assert!(check_apparmor(&profile(ProfileType::RuntimeDefault), "c").is_ok());
+        let error = check_apparmor(&profile(ProfileType::Localhost), "c").unwrap_err();
+        assert_eq!(error.field, "c.apparmor.localhost_ref");
+    }
+
+    #[test]
+    fn only_privileged_containers_see_all_of_proc() {
+        let mut context = LinuxContainerSecurityContext::default();
+        let (masked, readonly) = guarded_paths(&context);
+        assert!(masked.contains(&"/proc/kcore".to_owned()) && readonly.contains(&"/proc/sys".to_owned()));
+        context.masked_paths = vec!["/proc/x".to_owned()];
+        assert_eq!(guarded_paths(&context).0, ["/proc/x"]);
+        context.privileged = true;
+        assert_eq!(guarded_paths(&context), (vec![], vec![]));
+    }
+}

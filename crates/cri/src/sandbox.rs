@@ -1,0 +1,91 @@
+//! Pod sandboxes.
+
+use std::collections::HashMap;
+
+use a3s_box_core::lifecycle::BoxPhase;
+
+use crate::convert::{sandbox::box_spec, status};
+use crate::error::{CriError, gone_is_success};
+use crate::filter::shows_sandbox;
+use crate::proto::{
+    ListPodSandboxRequest, ListPodSandboxResponse, PodSandboxStatusRequest, PodSandboxStatusResponse,
+    RemovePodSandboxRequest, RemovePodSandboxResponse, RunPodSandboxRequest, RunPodSandboxResponse,
+    StopPodSandboxRequest, StopPodSandboxResponse,
+};
+use crate::service::CriService;
+
+impl CriService {
+    pub(crate) async fn run_sandbox(
+        &self,
+        request: RunPodSandboxRequest,
+    ) -> Result<RunPodSandboxResponse, CriError> {
+        let spec = box_spec(request, &self.settings.runtime_handlers, &self.settings.size)?;
+        let id = self.boxes.run_box(spec).await?;
+        Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
+    }
+
+    pub(crate) async fn stop_sandbox(
+        &self,
+        request: StopPodSandboxRequest,
+    ) -> Result<StopPodSandboxResponse, CriError> {
+        let stop = async {
+            let id = self.box_id(request.pod_sandbox_id)?;
+            Ok(self.boxes.stop_box(&id).await?)
+        };
+        gone_is_success(stop.await)?;
+        Ok(StopPodSandboxResponse {})
+    }
+
+    pub(crate) async fn remove_sandbox(
+        &self,
+        request: RemovePodSandboxRequest,
+    ) -> Result<RemovePodSandboxResponse, CriError> {
+        let remove = async {
+            let id = self.box_id(request.pod_sandbox_id)?;
+            Ok(self.boxes.remove_box(&id).await?)
+        };
+        gone_is_success(remove.await)?;
+        Ok(RemovePodSandboxResponse {})
+    }
+
+    pub(crate) fn sandbox_status(
+        &self,
+        request: PodSandboxStatusRequest,
+    ) -> Result<PodSandboxStatusResponse, CriError> {
+        let id = self.box_id(request.pod_sandbox_id)?;
+        let state = self.boxes.box_status(&id)?;
+        let info = if request.verbose { status::sandbox_info(&state) } else { HashMap::new() };
+        Ok(PodSandboxStatusResponse {
+            status: Some(status::sandbox_status(&state)),
+            info,
+            // Kubelet reads these two only together with GetContainerEvents.
+            containers_statuses: Vec::new(),
+            timestamp: 0,
+        })
+    }
+
+    /// Boxes in the making are not shown: kubelet takes every listed sandbox that is not ready for a dead
+    /// one, and would make another instead of joining the attempt in flight.
+    pub(crate) fn list_sandboxes(
+        &self,
+        request: ListPodSandboxRequest,
+    ) -> Result<ListPodSandboxResponse, CriError> {
+        let filter = request.filter.unwrap_or_default();
+        let items = self
+            .boxes
+            .list_boxes()
+            .iter()
+            .filter(|state| was_ready(&state.phase))
+            .map(status::sandbox)
+            .filter(|item| shows_sandbox(&filter, item))
+            .collect();
+        Ok(ListPodSandboxResponse { items })
+    }
+}
+
+fn was_ready(phase: &BoxPhase) -> bool {
+    match phase {
+        BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting => false,
+        BoxPhase::Ready | BoxPhase::Stopping | BoxPhase::Stopped(_) => true,
+    }
+}

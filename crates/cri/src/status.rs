@@ -1,0 +1,93 @@
+//! The runtime itself: version, conditions, configuration.
+
+use std::collections::HashMap;
+
+use crate::error::CriError;
+use crate::proto::{
+    self, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
+    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse, VersionResponse,
+};
+use crate::service::CriService;
+use crate::settings::{CgroupDriver, Condition};
+
+/// What kubelet expects `version` to be, and has expected since the interface exists.
+const KUBELET_API_VERSION: &str = "0.1.0";
+const RUNTIME_NAME: &str = "a3s-box";
+const RUNTIME_API_VERSION: &str = "v1";
+
+impl CriService {
+    pub(crate) fn version(&self) -> VersionResponse {
+        VersionResponse {
+            version: KUBELET_API_VERSION.to_owned(),
+            runtime_name: RUNTIME_NAME.to_owned(),
+            runtime_version: self.settings.runtime_version.clone(),
+            runtime_api_version: RUNTIME_API_VERSION.to_owned(),
+        }
+    }
+
+    pub(crate) fn status(&self, request: &StatusRequest) -> Result<StatusResponse, CriError> {
+        let network = self.boxes.network_status();
+        let network = Condition { ready: network.ready, reason: network.reason, message: network.message };
+        let conditions = vec![
+            condition("RuntimeReady", &self.settings.runtime_condition),
+            condition("NetworkReady", &network),
+        ];
+        let info =
+            if request.verbose { self.settings.info.clone().into_iter().collect() } else { HashMap::new() };
+        Ok(StatusResponse {
+            status: Some(RuntimeStatus { conditions }),
+            info,
+            runtime_handlers: handlers(&self.settings.runtime_handlers),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: true,
+            }),
+        })
+    }
+
+    pub(crate) fn runtime_config(&self) -> RuntimeConfigResponse {
+        let driver = match self.settings.cgroup_driver {
+            CgroupDriver::Systemd => proto::CgroupDriver::Systemd,
+            CgroupDriver::Cgroupfs => proto::CgroupDriver::Cgroupfs,
+        };
+        RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
+    }
+}
+
+fn condition(kind: &str, state: &Condition) -> RuntimeCondition {
+    RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: state.ready,
+        reason: state.reason.clone(),
+        message: state.message.clone(),
+    }
+}
+
+/// The default handler and those with names: all boxes can do the same.
+fn handlers(names: &[String]) -> Vec<RuntimeHandler> {
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    std::iter::once("")
+        .chain(names.iter().map(String::as_str))
+        .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_handler_comes_first_and_has_no_name() {
+        let names: Vec<String> = handlers(&["a3s-box".to_owned()]).into_iter().map(|h| h.name).collect();
+        assert_eq!(names, ["", "a3s-box"]);
+    }
+
+    #[test]
+    fn a_condition_that_does_not_hold_says_why() {
+        let state = Condition { ready: false, reason: "NoCni".to_owned(), message: "put a file".to_owned() };
+        let shown = condition("NetworkReady", &state);
+        assert_eq!((shown.status, shown.reason.as_str()), (false, "NoCni"));
+        assert!(condition("RuntimeReady", &Condition::met()).status);
+    }
+}
