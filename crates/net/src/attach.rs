@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::netlink::{self, Link};
 use crate::netns::{self, NetnsError};
+use crate::turns::Turn;
 use crate::{names, tap, view};
 
 /// Why a pod's interface could not be handed to a VM.
@@ -79,11 +80,12 @@ pub(crate) struct PodInterface {
 /// What it made when it fails is undone with the namespace.
 pub(crate) async fn attach(
     netns: &Path,
+    turn: &Turn,
     interfaces: Vec<PodInterface>,
     tap_owner: Option<u32>,
 ) -> Result<Vec<Interface>, AttachError> {
     let work = move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner).await);
-    netns::run_inside(netns, work).await?
+    netns::run_inside(netns, turn, work).await?
 }
 
 async fn attach_here(

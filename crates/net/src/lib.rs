@@ -24,6 +24,7 @@ mod pods;
 mod record;
 mod status;
 pub mod tap;
+mod turns;
 mod view;
 
 pub use attach::AttachError;

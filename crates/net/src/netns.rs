@@ -15,6 +15,8 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use crate::turns::Turn;
+
 /// Why a network namespace could not be made, entered or removed.
 #[derive(Debug, Error)]
 pub enum NetnsError {
@@ -44,13 +46,13 @@ pub enum NetnsError {
 }
 
 /// Makes a namespace and mounts it at `path`. What a previous attempt left there is removed first.
-pub async fn create(path: &Path) -> Result<(), NetnsError> {
-    on_thread(path, create_here).await?
+pub(crate) async fn create(path: &Path, turn: &Turn) -> Result<(), NetnsError> {
+    on_thread(path, turn, create_here).await?
 }
 
 /// Unmounts and removes what is at `path`. Nothing there is success.
-pub async fn remove(path: &Path) -> Result<(), NetnsError> {
-    on_thread(path, remove_here).await?
+pub(crate) async fn remove(path: &Path, turn: &Turn) -> Result<(), NetnsError> {
+    on_thread(path, turn, remove_here).await?
 }
 
 /// Whether a namespace is mounted at `path`.
@@ -59,14 +61,12 @@ pub fn exists(path: &Path) -> bool {
 }
 
 /// Runs `work` on a thread of its own inside the namespace at `path`.
-///
-/// A caller that stops waiting does not stop the work: the thread finishes by itself.
-pub async fn run_inside<T, F>(path: &Path, work: F) -> Result<T, NetnsError>
+pub(crate) async fn run_inside<T, F>(path: &Path, turn: &Turn, work: F) -> Result<T, NetnsError>
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    on_thread(path, move |path| {
+    on_thread(path, turn, move |path| {
         if !exists(path) {
             return Err(NetnsError::Absent { path: path.to_owned() });
         }
@@ -77,18 +77,21 @@ where
     .await?
 }
 
-async fn on_thread<T, F>(path: &Path, work: F) -> Result<T, NetnsError>
+/// A caller that stops waiting does not stop the work: the thread finishes by itself, and the turn with it.
+async fn on_thread<T, F>(path: &Path, turn: &Turn, work: F) -> Result<T, NetnsError>
 where
     T: Send + 'static,
     F: FnOnce(&Path) -> T + Send + 'static,
 {
     let (sender, receiver) = oneshot::channel();
-    let owned = path.to_owned();
+    let (owned, turn) = (path.to_owned(), turn.clone());
     std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
+            let done = work(&owned);
+            drop(turn);
             // The caller may have gone; the work was done all the same.
-            let _ = sender.send(work(&owned));
+            let _ = sender.send(done);
         })
         .map_err(|e| step(path, "start a thread", e))?;
     receiver.await.map_err(|_| NetnsError::WorkerPanicked { path: path.to_owned() })
@@ -129,12 +132,19 @@ fn step(path: &Path, step: &'static str, source: io::Error) -> NetnsError {
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_core::BoxId;
+
     use super::*;
+    use crate::turns::Turns;
+
+    async fn turn() -> Turn {
+        Turns::default().take(&BoxId::from_random([1; 32])).await
+    }
 
     #[tokio::test]
     async fn removing_a_namespace_that_never_was_is_success() {
         let dir = tempfile::tempdir().unwrap();
-        remove(&dir.path().join("none")).await.unwrap();
+        remove(&dir.path().join("none"), &turn().await).await.unwrap();
     }
 
     #[tokio::test]
@@ -143,6 +153,6 @@ mod tests {
         let path = dir.path().join("file");
         File::create(&path).unwrap();
         assert!(!exists(&path));
-        assert!(matches!(run_inside(&path, || ()).await, Err(NetnsError::Absent { .. })));
+        assert!(matches!(run_inside(&path, &turn().await, || ()).await, Err(NetnsError::Absent { .. })));
     }
 }

@@ -11,12 +11,13 @@ use thiserror::Error;
 
 use crate::attach::{self, AttachError, PodInterface};
 use crate::cni::request::Offer;
-use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf};
+use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{NetConfig, NetMode};
 use crate::names;
 use crate::netns::{self, NetnsError};
 use crate::record::{Connection, Record, RecordError, Records};
 use crate::status::{self, NetworkStatus};
+use crate::turns::{Turn, Turns};
 
 /// A pod to be connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,9 @@ pub enum SetupFailure {
     /// The node has no usable network configuration.
     #[error(transparent)]
     Configuration(#[from] ConfError),
+    /// A plugin of the node's network is not installed.
+    #[error(transparent)]
+    Plugins(#[from] PluginError),
     /// The pod cannot be described to plugins.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -130,18 +134,19 @@ pub enum TeardownError {
 
 /// The network adapter of a daemon. Clones are the same adapter.
 ///
-/// Calls for different boxes run side by side and share no lock. Calls for one box are its owner's to order.
+/// Calls for different boxes run side by side; calls for one box take turns.
 #[derive(Debug, Clone)]
 pub struct PodNetworking {
     config: Arc<NetConfig>,
     records: Records,
+    turns: Turns,
 }
 
 impl PodNetworking {
     /// An adapter with these settings. Touches nothing.
     pub fn new(config: NetConfig) -> Self {
         let records = Records::new(config.cache_dir.clone());
-        Self { config: Arc::new(config), records }
+        Self { config: Arc::new(config), records, turns: Turns::default() }
     }
 
     /// Whether pods can be connected, as the node's files are now.
@@ -165,37 +170,38 @@ impl PodNetworking {
     pub async fn setup(&self, request: SetupRequest) -> Result<PodNetwork, SetupError> {
         let box_id = request.box_id.clone();
         let started = std::time::Instant::now();
-        if let Err(failed) = self.clear_stale(&box_id).await {
+        let turn = self.turns.take(&box_id).await;
+        if let Err(failed) = self.clear_stale(&box_id, &turn).await {
             return Err(SetupError { box_id, cause: SetupFailure::Stale, left_behind: failed });
         }
-        match self.build(request).await {
+        match self.build(request, &turn).await {
             Ok(network) => {
                 tracing::debug!(id = %box_id, took = ?started.elapsed(), "pod network is up");
                 Ok(network)
             }
             Err(cause) => {
-                let left_behind = self.teardown(TeardownRequest::of(box_id.clone())).await;
+                let left_behind = self.undo(&TeardownRequest::of(box_id.clone()), &turn).await;
                 Err(SetupError { box_id, cause, left_behind })
             }
         }
     }
 
-    async fn clear_stale(&self, box_id: &BoxId) -> Result<(), Vec<TeardownError>> {
+    async fn clear_stale(&self, box_id: &BoxId, turn: &Turn) -> Result<(), Vec<TeardownError>> {
         if let Ok(None) = self.records.read(box_id).await {
             return Ok(());
         }
-        let errors = self.teardown(TeardownRequest::of(box_id.clone())).await;
+        let errors = self.undo(&TeardownRequest::of(box_id.clone()), turn).await;
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// Whatever this makes, the record it writes first tells [`Self::teardown`] of.
-    async fn build(&self, request: SetupRequest) -> Result<PodNetwork, SetupFailure> {
+    async fn build(&self, request: SetupRequest, turn: &Turn) -> Result<PodNetwork, SetupFailure> {
         let id = &request.box_id;
         let netns = names::netns_path(&self.config.netns_dir, id);
         let connection = self.connection(&request, &netns)?;
         let mut record = Record::intent(netns.clone(), connection);
-        self.records.write(id, &record).await?;
-        netns::create(&netns).await?;
+        self.records.write(id, &record, turn).await?;
+        netns::create(&netns, turn).await?;
         let interfaces = match &mut record.connection {
             None => Vec::new(),
             Some(connection) => {
@@ -205,11 +211,11 @@ impl PodNetworking {
             }
         };
         // Without this a crash during the next step would make DEL do without ADD's result.
-        self.records.write(id, &record).await?;
-        let interfaces = attach::attach(&netns, interfaces, self.config.tap_owner).await?;
+        self.records.write(id, &record, turn).await?;
+        let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner).await?;
         let network = PodNetwork { netns, interfaces };
         record.network = Some(network.clone());
-        self.records.write(id, &record).await?;
+        self.records.write(id, &record, turn).await?;
         Ok(network)
     }
 
@@ -218,6 +224,7 @@ impl PodNetworking {
             (NetMode::None, _) | (_, NetworkMode::None) => Ok(None),
             (NetMode::Cni, NetworkMode::Pod) => {
                 let list = conf::discover(&self.config.conf_dir)?;
+                exec::find_all(&list, &self.config.bin_dirs)?;
                 let offer = Offer {
                     port_mappings: &request.port_mappings,
                     dns: request.dns.as_ref(),
@@ -234,14 +241,23 @@ impl PodNetworking {
         Chain { list: &connection.list, bin_dirs: &self.config.bin_dirs, limit: self.config.plugin_timeout }
     }
 
-    /// Disconnects a pod: idempotent, and each step is tried whatever became of the others. The VMM must be gone.
+    /// Disconnects a pod: idempotent, and every plugin is called whatever became of the others. The VMM must be gone.
     ///
     /// An empty list means that nothing is left.
     pub async fn teardown(&self, request: TeardownRequest) -> Vec<TeardownError> {
+        let turn = self.turns.take(&request.box_id).await;
+        self.undo(&request, &turn).await
+    }
+
+    async fn undo(&self, request: &TeardownRequest, turn: &Turn) -> Vec<TeardownError> {
         let id = &request.box_id;
         let mut errors = Vec::new();
         let record = match self.records.read(id).await {
             Ok(record) => record,
+            Err(RecordError::Unreadable { path, source }) => {
+                tracing::warn!(%id, path = %path.display(), %source, "network record is damaged: going by the node's configuration");
+                self.guess(id)
+            }
             Err(error) => {
                 errors.push(error.into());
                 None
@@ -255,8 +271,17 @@ impl PodNetworking {
         if !errors.is_empty() && !request.abandon {
             return errors;
         }
-        self.forget(id, netns, &mut errors).await;
+        self.forget(id, netns, turn, &mut errors).await;
         errors
+    }
+
+    /// What a damaged record may have said. DEL with the configuration of today and without ADD's result is the best
+    /// there is; plugins find most of what they hold by the container id.
+    fn guess(&self, id: &BoxId) -> Option<Record> {
+        let netns = names::netns_path(&self.config.netns_dir, id);
+        let list = conf::discover(&self.config.conf_dir).ok()?;
+        let attachment = Attachment::anonymous(id, netns.clone());
+        Some(Record::intent(netns, Some(Connection { list, attachment, result: None })))
     }
 
     async fn disconnect(&self, connection: &Connection, netns: &Path) -> Vec<TeardownError> {
@@ -267,12 +292,12 @@ impl PodNetworking {
     }
 
     /// The record goes last: as long as anything is left there is a note of it.
-    async fn forget(&self, id: &BoxId, netns: PathBuf, errors: &mut Vec<TeardownError>) {
-        if let Err(error) = netns::remove(&netns).await {
+    async fn forget(&self, id: &BoxId, netns: PathBuf, turn: &Turn, errors: &mut Vec<TeardownError>) {
+        if let Err(error) = netns::remove(&netns, turn).await {
             errors.push(error.into());
             return;
         }
-        if let Err(error) = self.records.remove(id).await {
+        if let Err(error) = self.records.remove(id, turn).await {
             errors.push(error.into());
         }
     }

@@ -14,6 +14,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::cni::{Attachment, NetworkList};
+use crate::turns::Turn;
 
 const SCHEMA: u32 = 1;
 
@@ -92,38 +93,45 @@ impl Records {
     }
 
     /// Replaces the record of `id`; after a crash it is either the old or the new one.
-    pub(crate) async fn write(&self, id: &BoxId, record: &Record) -> Result<(), RecordError> {
+    pub(crate) async fn write(&self, id: &BoxId, record: &Record, turn: &Turn) -> Result<(), RecordError> {
         let path = self.path(id);
         let bytes = serde_json::to_vec(record)
             .map_err(|source| RecordError::Unreadable { path: path.clone(), source })?;
-        blocking(&self.path(id), move || write(&path, &bytes)).await?
+        blocking(&self.path(id), Some(turn), move || write(&path, &bytes)).await?
     }
 
     /// The record of `id`, if there is one.
     pub(crate) async fn read(&self, id: &BoxId) -> Result<Option<Record>, RecordError> {
         let path = self.path(id);
-        blocking(&self.path(id), move || read(&path)).await?
+        blocking(&self.path(id), None, move || read(&path)).await?
     }
 
     /// Forgets `id`.
-    pub(crate) async fn remove(&self, id: &BoxId) -> Result<(), RecordError> {
+    pub(crate) async fn remove(&self, id: &BoxId, turn: &Turn) -> Result<(), RecordError> {
         let path = self.path(id);
-        blocking(&self.path(id), move || remove(&path)).await?
+        blocking(&self.path(id), Some(turn), move || remove(&path)).await?
     }
 
     /// Every box that has a record.
     pub(crate) async fn ids(&self) -> Result<Vec<BoxId>, RecordError> {
         let dir = self.dir.clone();
-        blocking(&self.dir, move || ids(&dir)).await?
+        blocking(&self.dir, None, move || ids(&dir)).await?
     }
 }
 
-async fn blocking<T, F>(path: &Path, work: F) -> Result<T, RecordError>
+/// What changes something carries its turn, so that it cannot happen after the next operation has begun.
+async fn blocking<T, F>(path: &Path, turn: Option<&Turn>, work: F) -> Result<T, RecordError>
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    let joined = tokio::task::spawn_blocking(work).await;
+    let turn = turn.cloned();
+    let joined = tokio::task::spawn_blocking(move || {
+        let done = work();
+        drop(turn);
+        done
+    })
+    .await;
     joined.map_err(|e| io_error(path, "run the file operation", io::Error::other(e)))
 }
 
@@ -187,6 +195,7 @@ fn io_error(path: &Path, step: &'static str, source: io::Error) -> RecordError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turns::Turns;
 
     #[tokio::test]
     async fn a_record_is_found_again_and_a_strange_file_is_not_taken_for_one() {
@@ -194,13 +203,14 @@ mod tests {
         let records = Records::new(dir.path().join("cni"));
         let id = BoxId::from_random([7; 32]);
         assert_eq!(records.ids().await.unwrap(), []);
+        let turn = Turns::default().take(&id).await;
         let record = Record::intent("/run/netns/x".into(), None);
-        records.write(&id, &record).await.unwrap();
+        records.write(&id, &record, &turn).await.unwrap();
         fs::write(dir.path().join("cni/notes.json"), "{}").unwrap();
         assert_eq!(records.read(&id).await.unwrap(), Some(record));
-        assert_eq!(records.ids().await.unwrap(), [id.clone()]);
-        records.remove(&id).await.unwrap();
-        records.remove(&id).await.unwrap();
+        assert_eq!(records.ids().await.unwrap(), std::slice::from_ref(&id));
+        records.remove(&id, &turn).await.unwrap();
+        records.remove(&id, &turn).await.unwrap();
         assert_eq!(records.read(&id).await.unwrap(), None);
     }
 

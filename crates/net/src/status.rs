@@ -1,6 +1,6 @@
 //! Whether pods can be connected: CRI's NetworkReady.
 
-use crate::cni::{ConfError, NetworkList, PluginError, conf, exec};
+use crate::cni::{ConfError, NetworkList, conf, exec};
 use crate::config::{NetConfig, NetMode};
 
 /// Whether pods can be connected now.
@@ -34,15 +34,14 @@ pub(crate) fn look(config: &NetConfig) -> NetworkStatus {
 }
 
 fn plugins(list: &NetworkList, config: &NetConfig) -> NetworkStatus {
-    let missing = list.plugins.iter().find_map(|p| exec::find(&p.kind, &config.bin_dirs).err());
-    match missing {
-        Some(error @ PluginError::NotFound { .. }) => NetworkStatus::NotReady {
+    match exec::find_all(list, &config.bin_dirs) {
+        Err(error) => NetworkStatus::NotReady {
             reason: format!("network {:?} ({}): {error}", list.name, list.source.display()),
             remedy: "install the plugin, for instance with the package containernetworking-plugins, or set \
                      network.cni_bin_dirs to where it is"
                 .to_owned(),
         },
-        _ => NetworkStatus::Ready {
+        Ok(()) => NetworkStatus::Ready {
             detail: format!("CNI network {:?} from {}", list.name, list.source.display()),
         },
     }

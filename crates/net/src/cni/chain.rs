@@ -16,12 +16,12 @@ use super::result::CniResult;
 #[derive(Debug, Error)]
 pub enum AddError {
     /// A plugin failed.
-    #[error("network {network:?}: {source}")]
+    #[error("network {network:?} cannot connect the pod")]
     Plugin {
         /// The network's name.
         network: String,
         /// Which, and its words.
-        source: PluginError,
+        source: Box<PluginError>,
     },
     /// All succeeded, and the pod has no address.
     #[error(
@@ -56,7 +56,8 @@ impl Chain<'_> {
             let prev = previous.as_ref().map(|r| r.for_next(self.list.version));
             let output = self.call(Command::Add, plugin, attachment, Some(&attachment.netns), prev).await;
             let result = output.and_then(|output| read(plugin, output));
-            previous = Some(result.map_err(|source| AddError::Plugin { network: network(), source })?);
+            previous =
+                Some(result.map_err(|e| AddError::Plugin { network: network(), source: Box::new(e) })?);
         }
         match previous {
             Some(result) if !result.ips.is_empty() => Ok(result),

@@ -174,6 +174,13 @@ impl PluginConf {
     pub fn wants(&self, name: &str) -> bool {
         self.raw.get("capabilities").and_then(|c| c.get(name)).and_then(Value::as_bool).unwrap_or(false)
     }
+
+    /// The names of the binaries that this plugin needs, as far as its configuration shows: itself and the IPAM plugin
+    /// that it delegates to.
+    pub fn binaries(&self) -> impl Iterator<Item = &str> {
+        let ipam = self.raw.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
+        std::iter::once(self.kind.as_str()).chain(ipam.filter(|name| !name.is_empty()))
+    }
 }
 
 /// A network: plugins that are called one after the other.
@@ -187,6 +194,13 @@ pub struct NetworkList {
     pub plugins: Vec<PluginConf>,
     /// The file it comes from.
     pub source: PathBuf,
+}
+
+impl NetworkList {
+    /// The binaries of all plugins.
+    pub fn binaries(&self) -> impl Iterator<Item = &str> {
+        self.plugins.iter().flat_map(PluginConf::binaries)
+    }
 }
 
 /// Reads the network of this node.

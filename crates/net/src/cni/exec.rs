@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command as Process};
 
+use super::conf::NetworkList;
 use super::result::ResultError;
 
 /// More than any result needs; a plugin that writes more is broken.
@@ -164,6 +165,12 @@ pub fn find(plugin: &str, bin_dirs: &[PathBuf]) -> Result<PathBuf, PluginError> 
         |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
     let found = bin_dirs.iter().map(|dir| dir.join(plugin)).find(runnable);
     found.ok_or_else(|| PluginError::NotFound { plugin: plugin.to_owned(), searched: bin_dirs.to_vec() })
+}
+
+/// Whether every binary that a network needs is there. Asked before ADD, because a plugin that never ran cannot
+/// be asked to undo what it did not do.
+pub fn find_all(list: &NetworkList, bin_dirs: &[PathBuf]) -> Result<(), PluginError> {
+    list.binaries().try_for_each(|name| find(name, bin_dirs).map(drop))
 }
 
 /// One call of a plugin.

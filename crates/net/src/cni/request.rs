@@ -71,6 +71,17 @@ impl Attachment {
             capabilities: capabilities(offer),
         })
     }
+
+    /// A pod of which only the id is known, for DEL.
+    pub fn anonymous(id: &BoxId, netns: PathBuf) -> Self {
+        Self {
+            container_id: names::container_id(id).to_owned(),
+            netns,
+            interface: names::INTERFACE.to_owned(),
+            args: format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={id}"),
+            capabilities: Map::new(),
+        }
+    }
 }
 
 /// `IgnoreUnknown` tells plugins to accept keys that they have never heard of.
