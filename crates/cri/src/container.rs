@@ -104,15 +104,23 @@ impl CriService {
         Ok(ReopenContainerLogResponse {})
     }
 
-    /// The name to show for a container's image: kubelet asks for images by id, people want a tag.
+    /// The name to show for a container's image: a client that asked by id is shown a tag, if there is one.
     fn shown_image(&self, state: &SessionStatus) -> String {
         let given = &state.spec.image_ref;
-        let is_id = given.starts_with("sha256:") || state.image_id.ends_with(given.as_str());
+        if !names_id(given, &state.image_id) {
+            return given.clone();
+        }
         match self.images.find(&state.image_id) {
-            Ok(Some(image)) if is_id => image.display_name().to_owned(),
-            Ok(_) | Err(_) => given.clone(),
+            Ok(Some(image)) => image.display_name().to_owned(),
+            Ok(None) | Err(_) => given.clone(),
         }
     }
+}
+
+/// Whether a client's word for an image is its id, with or without the algorithm, or the start of it.
+fn names_id(given: &str, id: &str) -> bool {
+    let digits = id.split_once(':').map_or(id, |(_, digits)| digits);
+    id.starts_with(given) || digits.starts_with(given)
 }
 
 /// What the box is called inside: the pod's name where no host name was given.
@@ -146,6 +154,16 @@ mod tests {
         LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
         LinuxSandboxSecurityContext,
     };
+
+    #[test]
+    fn ids_are_told_from_names() {
+        for given in ["sha256:abcdef", "sha256:abc", "abcdef", "abc"] {
+            assert!(names_id(given, "sha256:abcdef"), "{given}");
+        }
+        for given in ["abcdef:latest", "def", "docker.io/library/abc"] {
+            assert!(!names_id(given, "sha256:abcdef"), "{given}");
+        }
+    }
 
     #[test]
     fn a_privileged_container_needs_a_sandbox_that_announced_it() {

@@ -1,4 +1,8 @@
 //! The socket: binding it so that nobody is pushed aside, and serving both services on it.
+//!
+//! The HTTP/2 library insists on an `:authority` that could stand in a URL. Kubelet and crictl send
+//! `localhost`; clients that send the socket's path instead are reset with PROTOCOL_ERROR and must be
+//! told to send another one (`grpcurl -authority localhost`).
 
 use std::future::Future;
 use std::io;

@@ -68,7 +68,7 @@ fn condition(kind: &str, state: &Condition) -> RuntimeCondition {
 fn handlers(names: &[String]) -> Vec<RuntimeHandler> {
     let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
     std::iter::once("")
-        .chain(names.iter().map(String::as_str))
+        .chain(names.iter().map(String::as_str).filter(|name| !name.is_empty()))
         .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) })
         .collect()
 }
@@ -79,7 +79,10 @@ mod tests {
 
     #[test]
     fn the_default_handler_comes_first_and_has_no_name() {
-        let names: Vec<String> = handlers(&["a3s-box".to_owned()]).into_iter().map(|h| h.name).collect();
+        let names: Vec<String> = handlers(&["a3s-box".to_owned(), String::new()])
+            .into_iter()
+            .map(|handler| handler.name)
+            .collect();
         assert_eq!(names, ["", "a3s-box"]);
     }
 

@@ -27,6 +27,13 @@ pub fn image_of(config: &ContainerConfig) -> Result<String, InvalidRequest> {
     non_empty(image.image, "config.image.image")
 }
 
+/// The client's words for the image. Kubelet resolves the pod's words to an id first and sends both.
+fn shown_name(config: &ContainerConfig) -> Result<String, InvalidRequest> {
+    let resolved = image_of(config)?;
+    let specified = config.image.as_ref().and_then(|image| given(image.user_specified_image.clone()));
+    Ok(specified.unwrap_or(resolved))
+}
+
 /// The session that a CreateContainer request asks for. `image` is the configuration of the image that
 /// [`image_of`] names, `hostname` what the box is called.
 pub fn session_spec(
@@ -34,7 +41,7 @@ pub fn session_spec(
     image: &ImageConfig,
     hostname: &str,
 ) -> Result<SessionSpec, InvalidRequest> {
-    let image_ref = image_of(&config)?;
+    let image_ref = shown_name(&config)?;
     refuse_foreign(&config)?;
     let (name, attempt) = identity(config.metadata)?;
     let client_signal = Signal::try_from(config.stop_signal).map_err(|_| {
@@ -322,6 +329,18 @@ mod tests {
         assert_eq!(refused_field(ContainerConfig { image: None, ..config() }), "config.image");
         let unnamed = ContainerConfig { image: Some(ImageSpec::default()), ..config() };
         assert_eq!(refused_field(unnamed), "config.image.image");
+    }
+
+    #[test]
+    fn the_pods_own_words_for_the_image_are_kept() {
+        let image = |user_specified: &str| {
+            let user_specified_image = user_specified.to_owned();
+            Some(ImageSpec { image: "sha256:12".to_owned(), user_specified_image, ..Default::default() })
+        };
+        let by_kubelet = ContainerConfig { image: image("app:1"), ..config() };
+        assert_eq!(convert(by_kubelet).unwrap().image_ref, "app:1");
+        let by_id = ContainerConfig { image: image(""), ..config() };
+        assert_eq!(convert(by_id).unwrap().image_ref, "sha256:12");
     }
 
     #[test]
