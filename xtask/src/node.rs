@@ -22,8 +22,10 @@ use crate::{cpio, digest, paths, process, ui};
 const META_PACKAGE: &str = "linux-image-amd64";
 const PACKAGE_PREFIX: &str = "linux-image-6";
 
-/// What init loads, in this order, each after what it depends on.
+/// What init loads, in this order, each after what it depends on. `crc32c_generic` is a dependency that only
+/// modules.softdep knows (of libcrc32c, which the packet filter needs).
 const MODULES: &[&str] = &[
+    "crc32c_generic",
     "virtio_pci",
     "virtio_console",
     "overlay",
@@ -153,7 +155,8 @@ impl Run<'_> {
         command
             .args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]);
         command.args(["-device", "virtio-serial-pci"]);
-        command.args(["-chardev", "stdio,id=output,signal=off"]);
+        // Not `stdio`: that one counts as closed once our empty standard input ends, and the guest's writes would block.
+        command.args(["-chardev", "file,id=output,path=/dev/fd/1"]);
         command.args(["-device", "virtserialport,chardev=output,name=a3s.output"]);
         command.args(["-chardev", &format!("file,id=status,path={}", status.display())]);
         command.args(["-device", "virtserialport,chardev=status,name=a3s.status"]);
