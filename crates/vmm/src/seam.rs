@@ -74,6 +74,17 @@ pub struct PlanNic {
     pub mtu: u32,
 }
 
+/// When a box reached its stages, counted from the start of `launch`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BootTimes {
+    /// The `a3s-box-vmm` process exists.
+    pub spawned: Duration,
+    /// The VM is about to execute its first instruction.
+    pub vmm_up: Duration,
+    /// The guest's Ready message was read; `None` until then, and for an adopted box.
+    pub ready: Option<Duration>,
+}
+
 /// What must be remembered of a running VM to find it again after the daemon was restarted. A pid alone can
 /// be reused; pid and start time together cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,7 +143,11 @@ pub trait Vmm: Send + Sync + 'static {
     async fn launch(&self, plan: &BoxPlan) -> Result<Box<dyn Machine>, LaunchError>;
 
     /// Finds a box that an earlier daemon started. `Ok(None)`: it is gone.
-    async fn adopt(&self, plan: &BoxPlan, facts: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError>;
+    async fn adopt(
+        &self,
+        plan: &BoxPlan,
+        facts: &MachineFacts,
+    ) -> Result<Option<Box<dyn Machine>>, LaunchError>;
 }
 
 /// A VM that was started. Dropping the value does not end it: boxes outlive the daemon.
@@ -158,6 +173,11 @@ pub trait Machine: Send + Sync {
 
     /// Ends the process tree at once. One that has ended is no error.
     async fn kill(&self) -> Result<(), MachineError>;
+
+    /// When the stages of the start were reached. All zero for an adopted box.
+    fn times(&self) -> BootTimes {
+        BootTimes::default()
+    }
 
     /// The last lines of the guest's console and of the VMM's own log, for messages: at most `bytes`, with
     /// control characters removed.

@@ -1,0 +1,135 @@
+//! The handle of a running VM: the same for both backends.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use a3s_box_protocol::{READY_PORT, framing, proto};
+use async_trait::async_trait;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
+use crate::ports::Ports;
+use crate::process::{Watched, describe};
+use crate::seam::{Attachment, BootTimes, BoxPlan, Machine, MachineExit, MachineFacts};
+use crate::{attach, words};
+
+/// How much of its last words an error carries.
+const WORDS: usize = 1200;
+
+/// A box's process, its sockets and its directory.
+pub(crate) struct BoxMachine {
+    pub(crate) facts: MachineFacts,
+    pub(crate) dir: PathBuf,
+    pub(crate) process: Watched,
+    pub(crate) ports: Ports,
+    /// Taken by the first call of `ready`.
+    pub(crate) ready: Mutex<Option<UnixListener>>,
+    pub(crate) launched: Instant,
+    pub(crate) times: Mutex<BootTimes>,
+}
+
+impl BoxMachine {
+    pub(crate) fn adopt(
+        plan: &BoxPlan,
+        facts: &MachineFacts,
+    ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
+        let found = Watched::find(facts).map_err(|source| LaunchError::Io {
+            step: "look for the process of",
+            path: plan.dir.clone(),
+            source,
+        })?;
+        let Some(process) = found else { return Ok(None) };
+        let ports = Ports::open(&plan.dir, facts.backend).map_err(|source| LaunchError::Io {
+            step: "open the sockets of",
+            path: plan.dir.clone(),
+            source,
+        })?;
+        Ok(Some(Box::new(Self {
+            facts: facts.clone(),
+            dir: plan.dir.clone(),
+            process,
+            ports,
+            ready: Mutex::new(None),
+            launched: Instant::now(),
+            times: Mutex::default(),
+        })))
+    }
+
+    fn listener(&self) -> io::Result<UnixListener> {
+        let taken = self.ready.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        taken.map_or_else(|| self.ports.listen(READY_PORT), Ok)
+    }
+
+    fn words(&self) -> String {
+        words::last_words(&self.dir, WORDS)
+    }
+}
+
+async fn read_ready(listener: UnixListener) -> Result<proto::Ready, framing::FramingError> {
+    let (mut stream, _) = listener.accept().await?;
+    framing::read_message(&mut stream).await
+}
+
+#[async_trait]
+impl Machine for BoxMachine {
+    fn facts(&self) -> MachineFacts {
+        self.facts.clone()
+    }
+
+    async fn ready(&self, limit: Duration) -> Result<proto::Ready, MachineError> {
+        let listener = self.listener().map_err(framing::FramingError::from)?;
+        tokio::select! {
+            // A guest that said it was ready and then ended was ready: its message is taken first.
+            biased;
+            ready = read_ready(listener) => {
+                let ready = ready?;
+                self.times.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).ready = Some(self.launched.elapsed());
+                Ok(ready)
+            }
+            exit = self.process.wait() => {
+                Err(MachineError::Ended { exit: describe(&exit), last_words: self.words() })
+            }
+            () = tokio::time::sleep(limit) => Err(MachineError::NotReady { limit, last_words: self.words() }),
+        }
+    }
+
+    async fn connect(&self, port: u32) -> Result<UnixStream, ConnectError> {
+        self.ports.dial(port).await.map_err(|source| ConnectError { port, source })
+    }
+
+    async fn attach(&self, attachment: Attachment) -> Result<(), AttachError> {
+        let pidfd = self.process.pidfd().try_clone().map_err(|source| AttachError {
+            step: "prepare",
+            target: attachment.target.clone(),
+            source,
+        })?;
+        attach::attach(pidfd, attachment).await
+    }
+
+    async fn detach(&self, target: &str) -> Result<(), AttachError> {
+        let pidfd = self.process.pidfd().try_clone().map_err(|source| AttachError {
+            step: "prepare",
+            target: target.to_owned(),
+            source,
+        })?;
+        attach::detach(pidfd, target).await
+    }
+
+    async fn wait(&self) -> MachineExit {
+        self.process.wait().await
+    }
+
+    async fn kill(&self) -> Result<(), MachineError> {
+        self.process.kill().map_err(|source| MachineError::Signal { pid: self.facts.pid, source })
+    }
+
+    fn times(&self) -> BootTimes {
+        *self.times.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    async fn last_words(&self, bytes: usize) -> String {
+        words::last_words(&self.dir, bytes)
+    }
+}

@@ -1,0 +1,2 @@
+//! (next)
+use std::fmt;

@@ -1,0 +1,161 @@
+//! The arguments of QEMU and its helpers, from a plan. Paths are those inside the jail.
+
+use crate::launch::{Accel, QemuSpec, VSOCK_MULTIPLEX, jail};
+use crate::seam::{BoxPlan, PlanNic};
+use a3s_box_protocol::{GUEST_CID, SHARE_TAG};
+
+/// Where virtiofsd is listening for QEMU.
+pub const FS_SOCKET: &str = "/run/fs";
+/// Where vhost-device-vsock is listening for QEMU.
+pub const VSOCK_SOCKET: &str = "/run/vsock";
+
+/// Descriptors that QEMU inherits, so that it need not be allowed to open anything.
+#[derive(Debug, Clone)]
+pub struct Inherited {
+    /// The scratch disk, read-write.
+    pub scratch: i32,
+    /// The console's log, append-only.
+    pub console: i32,
+    /// One tap per NIC of the plan, in its order.
+    pub taps: Vec<i32>,
+}
+
+/// Arguments of `qemu-system-x86_64`.
+pub fn emulator(plan: &BoxPlan, spec: &QemuSpec, cmdline: &str, inherited: &Inherited) -> Vec<String> {
+    let mut args: Vec<String> = Vec::with_capacity(64);
+    let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
+    // Without ACPI the guest learns of its devices from the command line, which works with any kernel
+    // configuration; it then needs the legacy timer, interrupt controller and clock.
+    let machine = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,pcie=off,usb=off,x-option-roms=off";
+    add("-machine", format!("{machine},memory-backend=mem"));
+    add("-accel", accel(spec.accel, plan.vcpus));
+    add("-cpu", "max".to_owned());
+    add("-smp", plan.vcpus.to_string());
+    add("-m", format!("{}M", plan.memory_mib));
+    // Shared, because the vhost-user helpers read and write the guest's queues. Backed only where touched.
+    add("-object", format!("memory-backend-memfd,id=mem,size={}M,share=on", plan.memory_mib));
+    add("-kernel", jail::KERNEL.to_owned());
+    add("-initrd", jail::INITRAMFS.to_owned());
+    add("-append", cmdline.to_owned());
+    add("-add-fd", format!("fd={},set=1", inherited.console));
+    add("-chardev", "file,id=console,path=/dev/fdset/1,append=on".to_owned());
+    add("-serial", "chardev:console".to_owned());
+    add("-chardev", format!("socket,id=fs,path={FS_SOCKET}"));
+    add("-device", format!("vhost-user-fs-device,chardev=fs,tag={SHARE_TAG},queue-size=1024"));
+    add("-chardev", format!("socket,id=vsock,path={VSOCK_SOCKET}"));
+    add("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+    // Nothing on the scratch disk outlives the box: flushing it to the host's disk would only cost time.
+    add("-add-fd", format!("fd={},set=2", inherited.scratch));
+    let file = "driver=file,node-name=scratch-file,filename=/dev/fdset/2,locking=off,discard=unmap,cache.no-flush=on";
+    add("-blockdev", file.to_owned());
+    add(
+        "-blockdev",
+        "driver=raw,node-name=scratch,file=scratch-file,discard=unmap,cache.no-flush=on".to_owned(),
+    );
+    add("-device", "virtio-blk-device,drive=scratch,discard=on".to_owned());
+    let nics = plan.network.iter().flat_map(|network| &network.nics);
+    for (index, (nic, tap)) in nics.zip(&inherited.taps).enumerate() {
+        add("-netdev", format!("tap,id=net{index},fd={tap}"));
+        add("-device", nic_device(index, nic));
+    }
+    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    add("-display", "none".to_owned());
+    add("-monitor", "none".to_owned());
+    add("-name", format!("{},debug-threads=on", plan.id.short()));
+    args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    args
+}
+
+fn accel(accel: Accel, vcpus: u8) -> String {
+    match (accel, vcpus) {
+        (Accel::Kvm, _) => "kvm".to_owned(),
+        (Accel::Tcg, 1) => "tcg".to_owned(),
+        (Accel::Tcg, _) => "tcg,thread=multi".to_owned(),
+    }
+}
+
+fn nic_device(index: usize, nic: &PlanNic) -> String {
+    let mac = nic.mac.map(|octet| format!("{octet:02x}")).join(":");
+    format!("virtio-net-device,netdev=net{index},mac={mac},host_mtu={}", nic.mtu)
+}
+
+/// Arguments of `virtiofsd`, which inherits a listening socket.
+///
+/// File handles are not used: they would take the right to open any file of a file system by number.
+pub fn virtiofsd(listener: i32) -> Vec<String> {
+    [
+        format!("--fd={listener}"),
+        format!("--shared-dir={}", jail::SHARE),
+        "--sandbox=none".to_owned(),
+        "--inode-file-handles=never".to_owned(),
+        "--announce-submounts".to_owned(),
+        "--xattr".to_owned(),
+        "--rlimit-nofile=0".to_owned(),
+        "--log-level=warn".to_owned(),
+    ]
+    .into()
+}
+
+/// Arguments of `vhost-device-vsock`.
+pub fn vsock() -> Vec<String> {
+    let host = format!("{}/{VSOCK_MULTIPLEX}", jail::VSOCK);
+    [
+        "--guest-cid".to_owned(),
+        GUEST_CID.to_string(),
+        "--socket".into(),
+        VSOCK_SOCKET.into(),
+        "--uds-path".into(),
+        host,
+    ]
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::tests::{plan, spec};
+    use crate::seam::PlanNetwork;
+
+    fn arguments(plan: &BoxPlan, accel: Accel, taps: Vec<i32>) -> String {
+        emulator(plan, &spec(accel), "console=ttyS0", &Inherited { scratch: 7, console: 8, taps }).join(" ")
+    }
+
+    #[test]
+    fn a_box_without_network_has_no_nic_and_no_default_device() {
+        let args = arguments(&plan(), Accel::Tcg, vec![]);
+        assert!(args.contains("-smp 2 -m 512M"), "{args}");
+        assert!(args.contains("-accel tcg,thread=multi"), "{args}");
+        assert!(args.contains("id=mem,size=512M,share=on"), "{args}");
+        assert!(args.contains("-nodefaults -no-user-config -no-reboot"), "{args}");
+        assert!(!args.contains("virtio-net") && !args.contains("-netdev"), "{args}");
+    }
+
+    #[test]
+    fn every_nic_gets_its_own_tap_in_order() {
+        let nic = |octet| PlanNic { tap: "unused".to_owned(), mac: [2, 0, 0, 0, 0, octet], mtu: 1450 };
+        let network = PlanNetwork { netns: "/run/netns/x".into(), nics: vec![nic(0x0a), nic(0xff)] };
+        let args = arguments(&BoxPlan { network: Some(network), ..plan() }, Accel::Tcg, vec![11, 12]);
+        let first = args.find(
+            "tap,id=net0,fd=11 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:0a,host_mtu=1450",
+        );
+        let second = args.find(
+            "tap,id=net1,fd=12 -device virtio-net-device,netdev=net1,mac=02:00:00:00:00:ff,host_mtu=1450",
+        );
+        assert!(first.is_some() && first < second, "{args}");
+    }
+
+    #[test]
+    fn hardware_is_used_only_when_asked_for() {
+        assert!(arguments(&plan(), Accel::Kvm, vec![]).contains("-accel kvm "));
+        let single = BoxPlan { vcpus: 1, ..plan() };
+        assert!(arguments(&single, Accel::Tcg, vec![]).contains("-accel tcg "));
+    }
+
+    #[test]
+    fn the_emulator_is_given_no_path_outside_its_jail() {
+        let args = arguments(&plan(), Accel::Tcg, vec![]);
+        for outside in ["/var/lib", "/run/a3s-box", "/usr"] {
+            assert!(!args.contains(outside), "{outside} in {args}");
+        }
+    }
+}

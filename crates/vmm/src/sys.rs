@@ -1,0 +1,51 @@
+//! What needs `unsafe`: one system call that neither rustix nor nix wraps, and tokio's registration of a descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What to change on a mount.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MountAttributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub(crate) set: u64,
+    /// `MS_SLAVE`, `MS_PRIVATE` or 0 for no change.
+    pub(crate) propagation: u64,
+}
+
+/// mount_setattr(2) on a mount that is not attached anywhere yet, and on those below it if `recursive`.
+#[allow(unsafe_code)]
+pub(crate) fn set_mount_attributes(
+    mount: impl AsFd,
+    attributes: MountAttributes,
+    recursive: bool,
+) -> io::Result<()> {
+    let raw = libc::mount_attr {
+        attr_set: attributes.set,
+        attr_clr: 0,
+        propagation: attributes.propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated constant, `raw` outlives the call and its size is passed with it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const raw,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Registers a descriptor with the runtime for reading.
+#[allow(unsafe_code)]
+pub(crate) fn watch_readable(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, which AsyncFd does after deregistering.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
+}
