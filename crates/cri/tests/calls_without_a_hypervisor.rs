@@ -1,0 +1,192 @@
+//! What clients see of calls that need no virtual machine, or fail before there is one: over a real
+//! socket with the generated clients.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use a3s_box_cri::proto::*;
+use common::Served;
+use tonic::Code;
+
+const UNKNOWN: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
+
+fn pod(name: &str) -> PodSandboxConfig {
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: "uid".to_owned(),
+            namespace: "default".to_owned(),
+            attempt: 0,
+        }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn version_status_and_configuration_are_answered() {
+    let mut served = Served::start().await;
+    let version = served.runtime.version(VersionRequest::default()).await.unwrap().into_inner();
+    assert_eq!((version.runtime_name.as_str(), version.runtime_version.as_str()), ("a3s-box", "1.2.3"));
+    assert_eq!((version.version.as_str(), version.runtime_api_version.as_str()), ("0.1.0", "v1"));
+
+    let status = served.runtime.status(StatusRequest { verbose: true }).await.unwrap().into_inner();
+    let conditions = status.status.unwrap().conditions;
+    assert_eq!(
+        conditions.iter().map(|c| c.r#type.as_str()).collect::<Vec<_>>(),
+        ["RuntimeReady", "NetworkReady"]
+    );
+    assert!(conditions[0].status);
+    assert_eq!(status.info["config"], "{}");
+    assert_eq!(status.runtime_handlers.len(), 2);
+    let brief = served.runtime.status(StatusRequest { verbose: false }).await.unwrap().into_inner();
+    assert!(brief.info.is_empty());
+
+    let config = served.runtime.runtime_config(RuntimeConfigRequest {}).await.unwrap().into_inner();
+    assert_eq!(config.linux.unwrap().cgroup_driver(), CgroupDriver::Systemd);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn unknown_objects_are_not_found_by_status_and_gone_for_stop_and_remove() {
+    let mut served = Served::start().await;
+    let runtime = &mut served.runtime;
+    let pod_sandbox_id = UNKNOWN.to_owned();
+    let container_id = UNKNOWN.to_owned();
+
+    let status = PodSandboxStatusRequest { pod_sandbox_id: pod_sandbox_id.clone(), verbose: false };
+    assert_eq!(runtime.pod_sandbox_status(status).await.unwrap_err().code(), Code::NotFound);
+    let status = ContainerStatusRequest { container_id: container_id.clone(), verbose: false };
+    assert_eq!(runtime.container_status(status).await.unwrap_err().code(), Code::NotFound);
+    let start = StartContainerRequest { container_id: container_id.clone() };
+    assert_eq!(runtime.start_container(start).await.unwrap_err().code(), Code::NotFound);
+    let exec =
+        ExecSyncRequest { container_id: container_id.clone(), cmd: vec!["true".to_owned()], timeout: 1 };
+    assert_eq!(runtime.exec_sync(exec).await.unwrap_err().code(), Code::NotFound);
+    let reopen = ReopenContainerLogRequest { container_id: container_id.clone() };
+    assert_eq!(runtime.reopen_container_log(reopen).await.unwrap_err().code(), Code::NotFound);
+
+    runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await.unwrap();
+    runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await.unwrap();
+    runtime
+        .stop_container(StopContainerRequest { container_id: container_id.clone(), timeout: 1 })
+        .await
+        .unwrap();
+    runtime.remove_container(RemoveContainerRequest { container_id }).await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_empty_id_is_refused_and_never_taken_for_a_prefix() {
+    let mut served = Served::start().await;
+    let runtime = &mut served.runtime;
+    let refused = [
+        runtime.stop_pod_sandbox(StopPodSandboxRequest::default()).await.map(drop),
+        runtime.remove_pod_sandbox(RemovePodSandboxRequest::default()).await.map(drop),
+        runtime.pod_sandbox_status(PodSandboxStatusRequest::default()).await.map(drop),
+        runtime.stop_container(StopContainerRequest::default()).await.map(drop),
+        runtime.remove_container(RemoveContainerRequest::default()).await.map(drop),
+        runtime.start_container(StartContainerRequest::default()).await.map(drop),
+        runtime.container_status(ContainerStatusRequest::default()).await.map(drop),
+    ];
+    for outcome in refused {
+        let status = outcome.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("_id: is required"), "{status}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn bad_pods_are_refused_by_field_before_anything_is_made() {
+    let mut served = Served::start().await;
+    let run = |config, handler: &str| RunPodSandboxRequest { config, runtime_handler: handler.to_owned() };
+    let anonymous = PodSandboxConfig { metadata: None, ..pod("x") };
+    for (request, field) in [
+        (run(None, ""), "config"),
+        (run(Some(anonymous), ""), "config.metadata"),
+        (run(Some(pod("x")), "runc"), "runtime_handler"),
+    ] {
+        let status = served.runtime.run_pod_sandbox(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains(&format!(" {field}: ")), "{status}");
+    }
+    let listed =
+        served.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();
+    assert!(listed.items.is_empty());
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_box_that_cannot_start_says_why_and_leaves_its_name_free() {
+    let mut served = Served::start().await;
+    for _ in 0..2 {
+        let request = RunPodSandboxRequest { config: Some(pod("x")), runtime_handler: String::new() };
+        let status = served.runtime.run_pod_sandbox(request).await.unwrap_err();
+        assert_ne!(status.code(), Code::AlreadyExists, "{status}");
+        assert!(status.message().contains("the test's hypervisor is missing"), "{status}");
+    }
+    let listed =
+        served.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();
+    assert!(listed.items.is_empty(), "{:?}", listed.items);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_image_is_an_empty_answer_and_its_removal_success() {
+    let mut served = Served::start().await;
+    let image = || Some(ImageSpec { image: "registry.test/none:1".to_owned(), ..Default::default() });
+    let status = ImageStatusRequest { image: image(), verbose: true };
+    assert_eq!(served.images.image_status(status).await.unwrap().into_inner().image, None);
+    served.images.remove_image(RemoveImageRequest { image: image() }).await.unwrap();
+    let missing = served.images.pull_image(PullImageRequest::default()).await.unwrap_err();
+    assert_eq!(
+        (missing.code(), missing.message()),
+        (Code::InvalidArgument, "invalid request: image: is required")
+    );
+    let listed = served.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner();
+    assert!(listed.images.is_empty());
+    let info = served.images.image_fs_info(ImageFsInfoRequest {}).await.unwrap().into_inner();
+    assert!(info.image_filesystems[0].timestamp > 0);
+    assert_eq!(info.container_filesystems.len(), 1);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn calls_of_later_versions_say_their_name() {
+    let mut served = Served::start().await;
+    let runtime = &mut served.runtime;
+    macro_rules! all {
+        ($($method:ident($request:ident) => $rpc:literal),+ $(,)?) => {$(
+            let status = runtime.$method($request::default()).await.map(drop).unwrap_err();
+            assert_eq!(status.code(), Code::Unimplemented, $rpc);
+            assert!(status.message().starts_with(concat!($rpc, " is not implemented")), "{status}");
+        )+};
+    }
+    all!(
+        update_runtime_config(UpdateRuntimeConfigRequest) => "UpdateRuntimeConfig",
+        stream_pod_sandboxes(StreamPodSandboxesRequest) => "StreamPodSandboxes",
+        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) => "UpdatePodSandboxResources",
+        stream_containers(StreamContainersRequest) => "StreamContainers",
+        update_container_resources(UpdateContainerResourcesRequest) => "UpdateContainerResources",
+        exec(ExecRequest) => "Exec",
+        attach(AttachRequest) => "Attach",
+        port_forward(PortForwardRequest) => "PortForward",
+        container_stats(ContainerStatsRequest) => "ContainerStats",
+        list_container_stats(ListContainerStatsRequest) => "ListContainerStats",
+        stream_container_stats(StreamContainerStatsRequest) => "StreamContainerStats",
+        pod_sandbox_stats(PodSandboxStatsRequest) => "PodSandboxStats",
+        list_pod_sandbox_stats(ListPodSandboxStatsRequest) => "ListPodSandboxStats",
+        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) => "StreamPodSandboxStats",
+        list_metric_descriptors(ListMetricDescriptorsRequest) => "ListMetricDescriptors",
+        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) => "ListPodSandboxMetrics",
+        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) => "StreamPodSandboxMetrics",
+        get_container_events(GetEventsRequest) => "GetContainerEvents",
+        checkpoint_container(CheckpointContainerRequest) => "CheckpointContainer",
+        checkpoint_pod(CheckpointPodRequest) => "CheckpointPod",
+        restore_pod(RestorePodRequest) => "RestorePod",
+    );
+    let status = served.images.stream_images(StreamImagesRequest::default()).await.map(drop).unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    served.stop().await;
+}
