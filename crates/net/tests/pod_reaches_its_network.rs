@@ -28,15 +28,26 @@ struct Guest {
 }
 
 impl Guest {
-    /// As the VMM does it: enter the namespace, open the tap.
-    fn boot(netns: &Path, nic: &Interface) -> Self {
-        let (netns, name) = (File::open(netns).unwrap(), nic.tap.clone());
+    /// As the VMM does it: enter the namespace, open the tap. Then waits for the kernel to have noticed that somebody is
+    /// at the other end, which it does in the background; until then it drops what it should deliver. Guests
+    /// take longer to boot and send again what was lost.
+    fn boot(path: &Path, nic: &Interface) -> Self {
+        let (netns, name) = (File::open(path).unwrap(), nic.tap.clone());
         let opened = std::thread::spawn(move || {
             setns(&netns, CloneFlags::CLONE_NEWNET).unwrap();
             tap::attach(&name).unwrap()
         });
         let IpAddr::V4(ip) = nic.addresses[0].ip else { panic!("first address is IPv6") };
-        Self { tap: opened.join().unwrap(), mac: nic.mac, ip }
+        let opened = opened.join().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let link = run(&format!("nsenter --net={} ip link show {}", path.display(), nic.tap));
+            if link.contains("state UP") && !link.contains("qdisc noop") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the tap does not come up: {link}");
+        }
+        Self { tap: opened, mac: nic.mac, ip }
     }
 
     fn send(&mut self, to: [u8; 6], ethertype: u16, payload: &[u8]) {

@@ -193,3 +193,87 @@ fn network(text: &str) -> Result<Address, ResultError> {
     let longest = if ip.is_ipv4() { 32 } else { 128 };
     if prefix > longest { Err(bad()) } else { Ok(Address { ip, prefix }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[0-9a-f.:/]{0,20}".prop_map(Value::from),
+        ];
+        let key = prop_oneof![
+            Just("ips".to_owned()),
+            Just("interfaces".to_owned()),
+            Just("address".to_owned()),
+            Just("gateway".to_owned()),
+            Just("interface".to_owned()),
+            Just("cniVersion".to_owned()),
+            "[a-z]{0,4}",
+        ];
+        leaf.prop_recursive(4, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::hash_map(key.clone(), inner, 0..6)
+                    .prop_map(|m| m.into_iter().collect::<Value>()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_reader_panic(value in json_value()) {
+            if let Ok(result) = CniResult::from_value(value) {
+                for name in result.pod_interfaces("eth0") {
+                    let _ = result.addresses_of(&name, "eth0").count();
+                }
+                let _ = result.for_next(Version::V0_3_1);
+            }
+        }
+
+        #[test]
+        fn a_result_means_the_same_in_every_version(
+            octets in prop::collection::vec((any::<[u8; 4]>(), 0_u8..=32), 1..4),
+            groups in prop::collection::vec((any::<[u16; 8]>(), 0_u8..=128), 0..3),
+        ) {
+            let v4 = octets.into_iter().map(|(ip, prefix)| Address { ip: ip.into(), prefix });
+            let v6 = groups.into_iter().map(|(ip, prefix)| Address { ip: ip.into(), prefix });
+            let expected: Vec<Address> = v4.chain(v6).collect();
+            let ips: Vec<Value> =
+                expected.iter().map(|a| json!({ "address": format!("{}/{}", a.ip, a.prefix) })).collect();
+            let mut result = CniResult::from_value(json!({ "ips": ips })).unwrap();
+            for version in [Version::V0_3_1, Version::V1_1_0, Version::V0_4_0] {
+                result = CniResult::from_value(result.for_next(version)).unwrap();
+                let found: Vec<Address> = result.addresses_of("eth0", "eth0").collect();
+                prop_assert_eq!(&found, &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn interfaces_of_the_host_and_loopback_are_not_the_pods() {
+        let result = CniResult::from_value(json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                { "name": "br0" }, { "name": "veth1", "sandbox": "" }, { "name": "lo", "sandbox": "/n" },
+                { "name": "net1", "sandbox": "/n" }, { "name": "eth0", "sandbox": "/n" },
+            ],
+            "ips": [
+                { "address": "10.9.0.1/24", "interface": 3 }, { "address": "10.0.0.2/24", "interface": 4 },
+                { "address": "10.0.0.1/24", "interface": 0 }, { "address": "10.0.0.3/24" },
+                { "address": "10.0.0.4/24", "interface": -1 },
+            ],
+        }))
+        .unwrap();
+        assert_eq!(result.pod_interfaces("eth0"), ["eth0", "net1"], "the primary comes first");
+        let of = |name| result.addresses_of(name, "eth0").map(|a| a.ip.to_string()).collect::<Vec<_>>();
+        assert_eq!(of("eth0"), ["10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert_eq!(of("net1"), ["10.9.0.1"]);
+    }
+}
