@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn a_missing_part_names_every_path_and_the_remedy() {
-        let error = layout(&Config::default(), Path::new("/x/usr/bin/a3s-box")).find(Part::Kernel).unwrap_err();
+        let error =
+            layout(&Config::default(), Path::new("/x/usr/bin/a3s-box")).find(Part::Kernel).unwrap_err();
         assert_eq!(
             error.to_string(),
             "guest kernel is missing (tried /x/usr/lib/a3s-box/vmlinux, /x/usr/dist/usr/lib/a3s-box/vmlinux, \

@@ -15,7 +15,9 @@ use crate::config::{Config, NetworkMode};
 pub(crate) fn setting(config: &Config) -> NetworkSetting {
     match config.network.mode {
         NetworkMode::None => NetworkSetting::None,
-        NetworkMode::Cni => NetworkSetting::Pods(std::sync::Arc::new(Cni(PodNetworking::new(net_config(config))))),
+        NetworkMode::Cni => {
+            NetworkSetting::Pods(std::sync::Arc::new(Cni(PodNetworking::new(net_config(config)))))
+        }
     }
 }
 

@@ -50,7 +50,8 @@ impl ConfigFlags {
     /// As [`ConfigFlags::load`], with the environment given.
     pub fn load_with(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
         let mut config = Config::default();
-        let named = self.config.clone().or_else(|| variable(FILE_VARIABLE).filter(|v| !v.is_empty()).map(Into::into));
+        let named =
+            self.config.clone().or_else(|| variable(FILE_VARIABLE).filter(|v| !v.is_empty()).map(Into::into));
         read_into(&mut config, named.as_deref())?;
         apply_environment(&mut config, variable)?;
         apply_flags(&mut config, &self.overrides())?;
@@ -58,12 +59,13 @@ impl ConfigFlags {
     }
 
     fn overrides(&self) -> Vec<(String, String, String)> {
-        let paths = [("root", "--root", &self.root), ("run_dir", "--run-dir", &self.run_dir), (
-            "socket",
-            "--socket",
-            &self.socket,
-        )];
-        let texts = [("vmm.backend", "--backend", &self.backend), ("log.level", "--log-level", &self.log_level)];
+        let paths = [
+            ("root", "--root", &self.root),
+            ("run_dir", "--run-dir", &self.run_dir),
+            ("socket", "--socket", &self.socket),
+        ];
+        let texts =
+            [("vmm.backend", "--backend", &self.backend), ("log.level", "--log-level", &self.log_level)];
         let mut overrides = Vec::new();
         for (key, flag, value) in paths {
             if let Some(path) = value {

@@ -87,7 +87,10 @@ pub(super) fn apply_environment(
 }
 
 /// Applies flags: each a key, its value as text and the flag for messages.
-pub(super) fn apply_flags(config: &mut Config, flags: &[(String, String, String)]) -> Result<(), ConfigError> {
+pub(super) fn apply_flags(
+    config: &mut Config,
+    flags: &[(String, String, String)],
+) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
     for (key, text, flag) in flags {
         let origin = Origin::Flag(flag.clone());

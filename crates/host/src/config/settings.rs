@@ -3,8 +3,8 @@
 use toml::de::DeValue;
 
 use super::value::{
-    as_bytes, as_duration, as_number, as_path, as_paths, as_text, as_texts, show_bytes, show_duration, show_path,
-    show_paths, show_text, show_texts,
+    as_bytes, as_duration, as_number, as_path, as_paths, as_text, as_texts, show_bytes, show_duration,
+    show_path, show_paths, show_text, show_texts,
 };
 use super::{Backend, CgroupDriver, Config, LogFormat, NetworkMode};
 
@@ -240,7 +240,8 @@ pub(super) const SETTINGS: &[Setting] = &[
 const BACKENDS: &[(&str, Backend)] =
     &[("auto", Backend::Auto), ("libkrun", Backend::Libkrun), ("qemu", Backend::Qemu)];
 const NETWORKS: &[(&str, NetworkMode)] = &[("cni", NetworkMode::Cni), ("none", NetworkMode::None)];
-const DRIVERS: &[(&str, CgroupDriver)] = &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
+const DRIVERS: &[(&str, CgroupDriver)] =
+    &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
 
 fn one_of<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Option<T> {
     let text = as_text(value)?;

@@ -39,16 +39,18 @@ fn a_key_in_the_wrong_section_is_pointed_to_the_right_one() {
 
 #[test]
 fn an_unknown_section_names_the_nearest_one() {
-    assert_eq!(problems("[netwrok]\nmode = \"none\"\n"), [
-        "/etc/x.toml:1: there is no setting netwrok; did you mean network?"
-    ]);
+    assert_eq!(
+        problems("[netwrok]\nmode = \"none\"\n"),
+        ["/etc/x.toml:1: there is no setting netwrok; did you mean network?"]
+    );
 }
 
 #[test]
 fn a_key_unlike_all_others_points_to_the_list() {
-    assert_eq!(problems("xyzzy = 1\n"), [
-        "/etc/x.toml:1: there is no setting xyzzy; `a3s-box config default` lists them all"
-    ]);
+    assert_eq!(
+        problems("xyzzy = 1\n"),
+        ["/etc/x.toml:1: there is no setting xyzzy; `a3s-box config default` lists them all"]
+    );
 }
 
 #[test]
@@ -78,14 +80,18 @@ fn broken_toml_names_its_line() {
 
 #[test]
 fn relative_paths_are_refused_in_a_file() {
-    assert_eq!(problems("root = \"state\"\n"), ["/etc/x.toml:1: root is \"state\", expected an absolute path"]);
+    assert_eq!(
+        problems("root = \"state\"\n"),
+        ["/etc/x.toml:1: root is \"state\", expected an absolute path"]
+    );
 }
 
 #[test]
 fn flags_override_the_environment_and_that_overrides_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
-    std::fs::write(&file, "root = \"/file\"\nrun_dir = \"/file\"\nsocket = \"/file\"\n[size]\nvcpus = 7\n").unwrap();
+    std::fs::write(&file, "root = \"/file\"\nrun_dir = \"/file\"\nsocket = \"/file\"\n[size]\nvcpus = 7\n")
+        .unwrap();
     let flags = ConfigFlags { config: Some(file), socket: Some("/flag".into()), ..ConfigFlags::default() };
     let variable = |name: &str| match name {
         "CRI_SOCKET_PATH" | "A3S_BOX_RUN_DIR" => Some("/environment".to_owned()),
@@ -158,7 +164,8 @@ fn the_default_file_uncommented_is_the_default_configuration() {
 
 #[test]
 fn the_effective_settings_can_be_read_back() {
-    let mut config = read("[vmm]\nprobe_limit = \"1500ms\"\nkernel = \"/k\\\"x\"\n[log]\nformat = \"json\"\n").unwrap();
+    let mut config =
+        read("[vmm]\nprobe_limit = \"1500ms\"\nkernel = \"/k\\\"x\"\n[log]\nformat = \"json\"\n").unwrap();
     config.size.vcpus = 3;
     assert_eq!(read(&config.render()).unwrap().entries(), config.entries());
 }
@@ -195,9 +202,14 @@ fn sizes_are_read_with_the_units_people_use() {
 
 #[test]
 fn durations_are_read_with_their_units_and_bounded() {
-    for (text, milliseconds) in
-        [("500ms", Some(500)), ("5s", Some(5000)), ("5", Some(5000)), ("2m", Some(120_000)), ("0s", None), ("25h", None)]
-    {
+    for (text, milliseconds) in [
+        ("500ms", Some(500)),
+        ("5s", Some(5000)),
+        ("5", Some(5000)),
+        ("2m", Some(120_000)),
+        ("0s", None),
+        ("25h", None),
+    ] {
         assert_eq!(parse_duration(text), milliseconds.map(Duration::from_millis), "{text:?}");
     }
 }
