@@ -1,3 +1,91 @@
 //! The command line: run, doctor and friends.
+//!
+//! Nothing here needs the daemon. `run` brings a box manager of its own along, with directories of its own; images
+//! that it pulls are kept in a store that all invocations share and the daemon does not use.
 
-fn main() {}
+mod cli;
+mod failure;
+mod images;
+mod invocation;
+mod progress;
+mod report;
+mod run;
+mod size;
+mod spec;
+mod standalone;
+mod streams;
+mod terminal;
+mod timings;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use a3s_box_host::Config;
+
+use cli::{Cli, Command, ConfigCommand};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let code = match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            failure::print(&error);
+            failure::OUR_FAILURE
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+    if let Command::Config { command: ConfigCommand::Default } = cli.command {
+        print!("{}", Config::default_file());
+        return Ok(0);
+    }
+    let config = cli.config.load()?;
+    init_tracing(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("could not start the async runtime")?;
+    let code = runtime.block_on(command(cli.command, config));
+    // A read of stdin that nobody will answer blocks its thread for ever.
+    runtime.shutdown_background();
+    code
+}
+
+async fn command(command: Command, config: Config) -> anyhow::Result<u8> {
+    match command {
+        Command::Run(args) => run::run(config, args).await,
+        Command::Pull(args) => images::pull(config, args).await,
+        Command::Images(args) => images::list(config, args).await,
+        Command::Rmi(args) => images::remove(config, args).await,
+        Command::Doctor { json } => report::doctor(config, json).await,
+        Command::Config { command: ConfigCommand::Default | ConfigCommand::Show } => {
+            print!("{}", config.render());
+            Ok(0)
+        }
+        Command::Config { command: ConfigCommand::Check } => {
+            println!("the configuration is right");
+            Ok(0)
+        }
+        Command::Version => {
+            println!("a3s-box {}", env!("CARGO_PKG_VERSION"));
+            Ok(0)
+        }
+    }
+}
+
+/// People at a terminal asked for their command's output: of ours they see warnings, unless they asked for more.
+fn init_tracing(config: &Config) -> anyhow::Result<()> {
+    let level = match config.origin("log.level") {
+        Some(a3s_box_host::config::Origin::File { .. }) | None => "warn",
+        Some(_) => &config.log.level,
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .with_context(|| format!("log.level {level:?} is not a filter"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    Ok(())
+}

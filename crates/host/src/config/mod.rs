@@ -301,6 +301,11 @@ impl Config {
         }
     }
 
+    /// The same settings with other directories.
+    pub fn with_directories(&self, root: PathBuf, run_dir: PathBuf) -> Self {
+        Self { root, run_dir, ..self.clone() }
+    }
+
     /// Where a setting's value comes from; `None`: it is the default.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.origins.get(key)

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_helper_that_the_chosen_backend_does_not_use_may_lack() {
-        let config = Config { root: "/nonexistent".into(), ..Config::default() };
+        let config = Config::default();
         let layout = Layout::at(&config, Path::new("/nonexistent/usr/bin/a3s-box"), std::iter::empty());
         let krun = Choice { kind: a3s_box_vmm::BackendKind::Libkrun, reason: String::new() };
         let qemu = Choice { kind: a3s_box_vmm::BackendKind::Qemu, reason: String::new() };

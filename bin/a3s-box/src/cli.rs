@@ -1,0 +1,217 @@
+//! The command line as clap reads it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use a3s_box_host::ConfigFlags;
+use a3s_box_host::config::parse_duration;
+
+use crate::size::{parse_memory_mib, parse_vcpus};
+use crate::spec::Volume;
+
+/// Pods and commands in microVMs.
+#[derive(Debug, Parser)]
+#[command(name = "a3s-box", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a microVM of its own, without Kubernetes
+    Run(Box<RunArgs>),
+    /// Fetch an image for `run`
+    Pull(PullArgs),
+    /// List the images of `run`
+    Images(ImagesArgs),
+    /// Remove images of `run`
+    Rmi(RmiArgs),
+    /// Say what this machine has and lacks for running pods
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print or check the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a configuration file with all defaults and what they mean
+    Default,
+    /// Read the configuration and say what is wrong with it
+    Check,
+    /// Print what counts and where each setting comes from
+    Show,
+}
+
+/// When an image is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Pull {
+    /// If it is not here
+    #[default]
+    Missing,
+    /// Each time
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// How a box of `run` is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// By the node's CNI plugins
+    Cni,
+    /// Loopback only
+    None,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RegistryArgs {
+    /// Speak plain HTTP to this registry (HOST[:PORT]; may be repeated)
+    #[arg(long, value_name = "HOST")]
+    pub(crate) plain_http: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunArgs {
+    /// NAME[:TAG|@DIGEST], oci:DIR, oci-archive:FILE or docker-archive:FILE
+    pub(crate) image: String,
+    /// The command and its arguments, instead of the image's
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+
+    /// Keep stdin open; without this the command reads nothing
+    #[arg(short = 'i', long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+    /// Set a variable; NAME alone takes the value from this environment
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Read variables from a file, one NAME[=VALUE] per line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Show a file or directory of the host in the box
+    #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]", value_parser = Volume::parse)]
+    pub(crate) volumes: Vec<Volume>,
+    /// The working directory
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// As whom: NAME, UID, NAME:GROUP or UID:GID
+    #[arg(short = 'u', long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// The name of the box and its host name [default: the beginning of its id]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The root file system cannot be written
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// Virtual CPUs [default: size.vcpus]
+    #[arg(long, value_name = "N", value_parser = parse_vcpus)]
+    pub(crate) vcpus: Option<u8>,
+    /// Memory, e.g. 512M or 2G [default: size.memory_mib]
+    #[arg(short = 'm', long, value_name = "SIZE", value_parser = parse_memory_mib)]
+    pub(crate) memory: Option<u32>,
+    /// How the box is connected [default: cni where the node has it, else none]
+    #[arg(long, value_enum)]
+    pub(crate) network: Option<Network>,
+
+    /// When to fetch the image
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) pull: Pull,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+    /// Kill the command after this long, e.g. 30s; the exit code is then 124
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Show no progress
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Print what took how long, to stderr
+    #[arg(long)]
+    pub(crate) timings: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PullArgs {
+    /// NAME[:TAG|@DIGEST], oci:DIR, oci-archive:FILE or docker-archive:FILE
+    pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+    /// Print the image's id and nothing else
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImagesArgs {
+    /// Print ids and nothing else
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RmiArgs {
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) images: Vec<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| format!("{text:?} is not a duration such as 500ms, 30s or 5m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run(line: &[&str]) -> RunArgs {
+        let words = ["a3s-box", "run"].iter().chain(line);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_may_follow_two_dashes_or_the_image_itself() {
+        for line in [&["img", "--", "ls", "-l", "--", "x"][..], &["img", "ls", "-l", "--", "x"][..]] {
+            let args = run(line);
+            assert_eq!((args.image.as_str(), args.command.len()), ("img", 4), "{args:?}");
+            assert_eq!(args.command, ["ls", "-l", "--", "x"]);
+        }
+    }
+
+    #[test]
+    fn flags_after_the_image_are_still_ours_until_the_command_begins() {
+        let args = run(&["-it", "img", "--memory", "512M", "sh", "-e", "-c", "exit 3"]);
+        assert!(args.interactive && args.tty);
+        assert_eq!(args.memory, Some(512));
+        assert_eq!(args.command, ["sh", "-e", "-c", "exit 3"]);
+        assert!(args.env.is_empty());
+    }
+}

@@ -1,0 +1,85 @@
+//! `doctor`: the checks as a table or as JSON.
+
+use std::io::IsTerminal;
+
+use a3s_box_host::Config;
+use a3s_box_host::doctor::{self, Report, Verdict};
+
+/// The exit code says whether pods can run: 0 or 1.
+pub(crate) async fn doctor(config: Config, json: bool) -> anyhow::Result<u8> {
+    let report = doctor::examine(&config).await;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", render(&report, std::io::stdout().is_terminal()));
+    }
+    Ok(if report.pods_can_run { 0 } else { 1 })
+}
+
+fn render(report: &Report, colours: bool) -> String {
+    let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for check in &report.checks {
+        let verdict = mark(check.verdict, colours);
+        text.push_str(&format!("{verdict}  {:<width$}  {}\n", check.name, check.found));
+        if let Some(remedy) = &check.remedy {
+            text.push_str(&format!("      {:<width$}  -> {remedy}\n", ""));
+        }
+    }
+    text.push_str(if report.pods_can_run {
+        "\nPods can run on this machine.\n"
+    } else {
+        "\nPods cannot run on this machine yet: see the lines marked FAIL.\n"
+    });
+    text
+}
+
+fn mark(verdict: Verdict, colours: bool) -> String {
+    let (word, colour) = match verdict {
+        Verdict::Ok => ("ok  ", "32"),
+        Verdict::Warn => ("warn", "33"),
+        Verdict::Fail => ("FAIL", "31"),
+    };
+    if colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_host::doctor::Check;
+
+    use super::*;
+
+    #[test]
+    fn every_lack_is_followed_by_its_remedy() {
+        let report = Report {
+            pods_can_run: false,
+            checks: vec![
+                Check::ok("memory", "9 GiB available"),
+                Check::lacking("pod network", Verdict::Fail, "no configuration", "install one"),
+            ],
+        };
+        assert_eq!(
+            render(&report, false),
+            "ok    memory       9 GiB available\n\
+             FAIL  pod network  no configuration\n\
+             \x20                  -> install one\n\
+             \n\
+             Pods cannot run on this machine yet: see the lines marked FAIL.\n"
+        );
+    }
+
+    #[test]
+    fn json_says_all_that_the_table_says() {
+        let report = Report {
+            pods_can_run: true,
+            checks: vec![Check::lacking("daemon", Verdict::Warn, "silent", "start it")],
+        };
+        assert_eq!(
+            serde_json::to_value(&report).unwrap(),
+            serde_json::json!({
+                "pods_can_run": true,
+                "checks": [{"name": "daemon", "verdict": "warn", "found": "silent", "remedy": "start it"}],
+            })
+        );
+    }
+}

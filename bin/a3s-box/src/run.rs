@@ -1,0 +1,339 @@
+//! `run`: one command in a microVM of its own.
+//!
+//! ```text
+//!   directories ──> box boots ─────────┐
+//!               └─> image is fetched ──┴──> session ──> streams, signals ──> exit code ──> all removed
+//! ```
+//!
+//! Whatever happens after the directories exist (a failure, a signal, a panic) ends in [`Invocation::end`].
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::sync::mpsc;
+
+use a3s_box_core::image::ResolvedImage;
+use a3s_box_core::lifecycle::SessionPhase;
+use a3s_box_core::spec::NetworkMode;
+use a3s_box_core::{BoxId, SessionId};
+use a3s_box_host::Config;
+use a3s_box_runtime::{Attached, BoxManager};
+
+use crate::cli::{Network, RunArgs};
+use crate::failure::{self, exit_code};
+use crate::invocation::{self, Invocation};
+use crate::progress::Show;
+use crate::standalone::Standalone;
+use crate::streams::{self, Attempts, Copied, Event, Urgency};
+use crate::terminal::{self, RawMode};
+use crate::timings::Timings;
+use crate::{cli, spec};
+
+/// Output that is still on its way when the command has ended.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs the command and answers its exit code.
+pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8> {
+    check(&args)?;
+    let began = Instant::now();
+    let config = configured(config, &args);
+    // From here on a signal is an event: nothing is left behind because of one.
+    let events = streams::listen().context("could not listen for signals")?;
+    invocation::sweep(&config).await;
+    let invocation = Invocation::begin(&config)?;
+    let boxes = match invocation.boxes().await {
+        Ok(boxes) => boxes,
+        Err(error) => {
+            invocation.forget()?;
+            return Err(error);
+        }
+    };
+    let mut timings = Timings::default();
+    timings.record("host", began);
+    let name = args.name.clone().unwrap_or_else(|| invocation.name.clone());
+    let show_timings = args.timings;
+    let work = Work { boxes: boxes.clone(), config, args: *args, name, timings };
+    // A task of its own turns a panic into a value, so that cleaning up comes after it too.
+    let done = tokio::spawn(work.to_the_end(events)).await;
+    let since = Instant::now();
+    let ended = invocation.end(&boxes).await;
+    let (code, mut timings) = done.context("a3s-box itself failed (this is a bug)")??;
+    if show_timings {
+        timings.record("remove", since);
+        timings.record("total", began);
+        eprint!("{}", timings.render());
+    }
+    ended.map(|()| code)
+}
+
+fn check(args: &RunArgs) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("`a3s-box run` makes virtual machines, namespaces and mounts: run it as root");
+    }
+    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+        bail!("stdin is not a terminal, so -i and -t do not go together; leave out -t");
+    }
+    Ok(())
+}
+
+fn configured(mut config: Config, args: &RunArgs) -> Config {
+    if args.network == Some(Network::None) {
+        config.network.mode = a3s_box_host::config::NetworkMode::None;
+    }
+    config
+}
+
+struct Work {
+    boxes: BoxManager,
+    config: Config,
+    args: RunArgs,
+    name: String,
+    timings: Timings,
+}
+
+impl Work {
+    async fn to_the_end(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<(u8, Timings)> {
+        let limit = self.args.timeout;
+        let code = match limit {
+            None => self.work(&mut events).await?,
+            // The box is removed by the caller, and with it whatever still runs.
+            Some(limit) => match tokio::time::timeout(limit, self.work(&mut events)).await {
+                Ok(code) => code?,
+                Err(_) => {
+                    eprintln!("a3s-box: not done after {limit:?} (--timeout): killed");
+                    failure::TIMED_OUT
+                }
+            },
+        };
+        Ok((code, self.timings))
+    }
+
+    async fn work(&mut self, events: &mut mpsc::Receiver<Event>) -> anyhow::Result<u8> {
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared?,
+            signal = ending_signal(events) => return Ok(exit_code(128 + signal)),
+        };
+        let Prepared { session, attached } = prepared;
+        let since = Instant::now();
+        // Raw from before the start: what the user types early must not be echoed twice.
+        let _raw = match self.args.tty && self.args.interactive {
+            true => Some(RawMode::enter().context("could not switch the terminal to raw mode")?),
+            false => None,
+        };
+        if let Err(error) = self.boxes.start_session(&session).await {
+            return self.start_failure(&session, error.into());
+        }
+        if self.args.tty {
+            self.resize(&session).await;
+        }
+        self.timings.record("start", since);
+        let since = Instant::now();
+        let code = self.attend(&session, attached, events).await?;
+        self.timings.record("command", since);
+        Ok(code)
+    }
+
+    /// The box boots while the image is looked up or fetched.
+    async fn prepare(&mut self) -> anyhow::Result<Prepared> {
+        let began = Instant::now();
+        let mut timings = std::mem::take(&mut self.timings);
+        let image = async {
+            let image = self.image().await?;
+            Ok((image, Instant::now()))
+        };
+        let boot = async {
+            let id = self.boot().await?;
+            Ok::<_, anyhow::Error>((id, Instant::now()))
+        };
+        let ((image, image_done), (id, box_done)) = tokio::try_join!(image, boot)?;
+        timings.record_until("image", began, image_done);
+        timings.record_until("box", began, box_done);
+        timings.record_box(&self.boxes.box_status(&id)?.timeline);
+        let since = Instant::now();
+        let session_spec = spec::session_spec(&self.args, &image.config, &|name| std::env::var(name).ok())?;
+        let session = self.boxes.create_session(&id, session_spec, image).await?;
+        let attached = self.boxes.attach(&session).await?;
+        timings.record("create", since);
+        self.timings = timings;
+        Ok(Prepared { session, attached })
+    }
+
+    async fn image(&self) -> anyhow::Result<ResolvedImage> {
+        let store = Standalone::open(&self.config, &self.args.registry.plain_http).await?;
+        let show = if self.args.quiet { Show::Quiet } else { Show::Progress };
+        store.image(&self.args.image, self.args.pull, show).await
+    }
+
+    async fn boot(&self) -> anyhow::Result<BoxId> {
+        let spec = spec::box_spec(&self.args, &self.name, self.config.size, self.network());
+        Ok(self.boxes.run_box(spec).await?)
+    }
+
+    /// Without a word from the user a node without a network still runs commands, and says what it lacks.
+    fn network(&self) -> NetworkMode {
+        match self.args.network {
+            Some(cli::Network::Cni) => NetworkMode::Pod,
+            Some(cli::Network::None) => NetworkMode::None,
+            None => {
+                let status = self.boxes.network_status();
+                if status.ready {
+                    return NetworkMode::Pod;
+                }
+                if !self.args.quiet {
+                    eprintln!(
+                        "a3s-box: no network in the box: {} (--network none says so quietly)",
+                        status.message
+                    );
+                }
+                NetworkMode::None
+            }
+        }
+    }
+
+    /// A program that cannot be executed has an exit code as a shell gives it; anything else is ours.
+    fn start_failure(&self, session: &SessionId, error: anyhow::Error) -> anyhow::Result<u8> {
+        match self.boxes.session_status(session).map(|status| status.phase) {
+            Ok(SessionPhase::Exited { code: code @ (126 | 127), .. }) => {
+                failure::print(&error);
+                Ok(exit_code(code))
+            }
+            Ok(SessionPhase::Exited { .. } | SessionPhase::Created | SessionPhase::Running { .. })
+            | Err(_) => Err(error),
+        }
+    }
+
+    /// Copies the streams and forwards events until the command has ended and its output is written.
+    async fn attend(
+        &self,
+        session: &SessionId,
+        attached: Attached,
+        events: &mut mpsc::Receiver<Event>,
+    ) -> anyhow::Result<u8> {
+        if let Some(stdin) = attached.stdin {
+            // Not joined: a read of a terminal ends when the user types something.
+            tokio::spawn(streams::input(stdin));
+        }
+        let outputs = async {
+            let stdout = async {
+                match attached.stdout {
+                    Some(from) => streams::output(from, tokio::io::stdout()).await,
+                    None => Ok(Copied::ToTheEnd),
+                }
+            };
+            let stderr = async {
+                match attached.stderr {
+                    Some(from) => streams::output(from, tokio::io::stderr()).await,
+                    None => Ok(Copied::ToTheEnd),
+                }
+            };
+            // Either one without a reader ends the command, as SIGPIPE would at the next write.
+            let both = async { tokio::try_join!(gone_or_done(stdout), gone_or_done(stderr)) };
+            match both.await {
+                Ok(((), ())) => Ok(Copied::ToTheEnd),
+                Err(Gone::Reader) => Ok(Copied::ReaderGone),
+                Err(Gone::Failed(error)) => Err(error),
+            }
+        };
+        tokio::pin!(outputs);
+        let ended = self.boxes.wait_session(session);
+        tokio::pin!(ended);
+        let mut attempts = Attempts::default();
+        let mut copied = None;
+        let status = loop {
+            tokio::select! {
+                // The end comes first: an event for a command that is gone is for nobody.
+                biased;
+                status = &mut ended => break status?,
+                result = &mut outputs, if copied.is_none() => {
+                    let result = result.context("could not copy the command's output")?;
+                    if result == Copied::ReaderGone {
+                        return Ok(failure::BROKEN_PIPE);
+                    }
+                    copied = Some(result);
+                }
+                Some(event) = events.recv() => self.forward(session, event, &mut attempts).await,
+            }
+        };
+        if copied.is_none() {
+            match tokio::time::timeout(DRAIN_LIMIT, outputs).await {
+                Ok(result) => {
+                    result.context("could not copy the command's output")?;
+                }
+                Err(_) => {
+                    eprintln!("a3s-box: the command ended, but its output stayed open: the rest is lost")
+                }
+            }
+        }
+        match status.phase {
+            SessionPhase::Exited { code, reason, message, .. } => {
+                if !matches!(reason.as_str(), "Completed" | "Error") {
+                    eprintln!(
+                        "a3s-box: the command ended: {reason}{}{message}",
+                        if message.is_empty() { "" } else { ": " }
+                    );
+                }
+                Ok(exit_code(code))
+            }
+            SessionPhase::Created | SessionPhase::Running { .. } => {
+                bail!("the end of the command was not told")
+            }
+        }
+    }
+
+    async fn forward(&self, session: &SessionId, event: Event, attempts: &mut Attempts) {
+        let number = match event {
+            Event::Resized => return self.resize(session).await,
+            Event::Signal(number) => match attempts.decide(number) {
+                Urgency::Forward => number,
+                Urgency::ForwardAndHint => {
+                    eprintln!("a3s-box: the command still runs; once more kills it");
+                    number
+                }
+                Urgency::Kill => nix::libc::SIGKILL,
+            },
+        };
+        // One that has ended since needs no signal.
+        if let Err(error) = self.boxes.signal_session(session, number).await {
+            tracing::debug!(%error, number, "signal not delivered");
+        }
+    }
+
+    async fn resize(&self, session: &SessionId) {
+        let Some((rows, columns)) = terminal::window_size().filter(|_| self.args.tty) else { return };
+        if let Err(error) = self.boxes.resize(session, rows, columns).await {
+            tracing::debug!(%error, "terminal not resized");
+        }
+    }
+}
+
+struct Prepared {
+    session: SessionId,
+    attached: Attached,
+}
+
+enum Gone {
+    Reader,
+    Failed(std::io::Error),
+}
+
+async fn gone_or_done(copy: impl Future<Output = std::io::Result<Copied>>) -> Result<(), Gone> {
+    match copy.await {
+        Ok(Copied::ToTheEnd) => Ok(()),
+        Ok(Copied::ReaderGone) => Err(Gone::Reader),
+        Err(error) => Err(Gone::Failed(error)),
+    }
+}
+
+/// Waits for a signal that asks us to end.
+async fn ending_signal(events: &mut mpsc::Receiver<Event>) -> i32 {
+    loop {
+        match events.recv().await {
+            Some(Event::Signal(number)) if number != nix::libc::SIGUSR1 && number != nix::libc::SIGUSR2 => {
+                return number;
+            }
+            Some(Event::Signal(_) | Event::Resized) => {}
+            None => std::future::pending().await,
+        }
+    }
+}

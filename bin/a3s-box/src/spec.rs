@@ -1,0 +1,333 @@
+//! From arguments and the image's config to the specs of a box and its one session. Pure but for
+//! reading files that arguments name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use a3s_box_core::image::ImageConfig;
+use a3s_box_core::spec::{
+    BoxSize, BoxSpec, DnsSpec, MountSource, MountSpec, NetworkMode, PodIdentity, ProcessSpec, SessionSpec,
+    UserSpec,
+};
+
+use crate::cli::RunArgs;
+
+/// What an image says nothing about and every program expects.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Files of /proc and /sys that say or change more than a workload should, as container engines hide them.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// `SRC:DST[:ro|rw]` of `--volume`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    source: PathBuf,
+    target: String,
+    readonly: bool,
+}
+
+impl Volume {
+    /// Reads the argument; whether the source exists is seen later.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let parts: Vec<_> = text.split(':').collect();
+        let (source, target, readonly) = match parts[..] {
+            [source, target] | [source, target, "rw"] => (source, target, false),
+            [source, target, "ro"] => (source, target, true),
+            _ => return Err(format!("{text:?} is not SRC:DST, SRC:DST:ro or SRC:DST:rw")),
+        };
+        if source.is_empty() {
+            return Err(format!("{text:?} names no source"));
+        }
+        if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
+            return Err(format!("the destination {target:?} must be an absolute path without .."));
+        }
+        Ok(Self { source: source.into(), target: target.to_owned(), readonly })
+    }
+
+    fn mount(&self) -> anyhow::Result<MountSpec> {
+        let path = std::fs::canonicalize(&self.source)
+            .with_context(|| format!("cannot use the volume source {}", self.source.display()))?;
+        Ok(MountSpec {
+            source: MountSource::Host { path, propagate: false, recursive_readonly: false },
+            target: self.target.clone(),
+            readonly: self.readonly,
+            options: Vec::new(),
+        })
+    }
+}
+
+/// The box of a `run`.
+pub(crate) fn box_spec(args: &RunArgs, name: &str, default_size: BoxSize, network: NetworkMode) -> BoxSpec {
+    BoxSpec {
+        identity: PodIdentity {
+            name: name.to_owned(),
+            namespace: "a3s-box-run".to_owned(),
+            uid: name.to_owned(),
+            attempt: 0,
+        },
+        hostname: name.to_owned(),
+        size: BoxSize {
+            vcpus: args.vcpus.unwrap_or(default_size.vcpus),
+            memory_mib: args.memory.unwrap_or(default_size.memory_mib),
+            scratch_mib: default_size.scratch_mib,
+        },
+        dns: match network {
+            NetworkMode::Pod => Some(host_resolver()),
+            NetworkMode::None => None,
+        },
+        network,
+        ..BoxSpec::default()
+    }
+}
+
+/// The session of a `run`, with what the image says where the arguments say nothing.
+pub(crate) fn session_spec(
+    args: &RunArgs,
+    image: &ImageConfig,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<SessionSpec> {
+    Ok(SessionSpec {
+        name: "run".to_owned(),
+        image_ref: args.image.clone(),
+        process: ProcessSpec {
+            args: command(args, image)?,
+            env: variables(args, image, environment)?,
+            cwd: first_set([args.workdir.as_deref(), Some(&image.working_dir)]).unwrap_or("/").to_owned(),
+            terminal: args.tty,
+            user: UserSpec {
+                user: args.user.clone().unwrap_or_else(|| image.user.clone()),
+                ..UserSpec::default()
+            },
+            ..ProcessSpec::default()
+        },
+        readonly_rootfs: args.read_only,
+        mounts: args.volumes.iter().map(Volume::mount).collect::<anyhow::Result<_>>()?,
+        masked_paths: MASKED.map(str::to_owned).to_vec(),
+        readonly_paths: READONLY.map(str::to_owned).to_vec(),
+        stop_signal: 15,
+        stdin: args.interactive,
+        stdin_once: args.interactive,
+        ..SessionSpec::default()
+    })
+}
+
+fn first_set<const N: usize>(candidates: [Option<&str>; N]) -> Option<&str> {
+    candidates.into_iter().flatten().find(|text| !text.is_empty())
+}
+
+/// As docker combines them: arguments replace the image's command, an entrypoint replaces both.
+fn command(args: &RunArgs, image: &ImageConfig) -> anyhow::Result<Vec<String>> {
+    let (entrypoint, default_command) = match &args.entrypoint {
+        Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
+        Some(program) => (vec![program.clone()], Vec::new()),
+        None => (image.entrypoint.clone(), image.cmd.clone()),
+    };
+    let rest = if args.command.is_empty() { default_command } else { args.command.clone() };
+    let words: Vec<_> = entrypoint.into_iter().chain(rest).collect();
+    if words.is_empty() {
+        bail!("the image {} names no command; say one: a3s-box run {} -- CMD", args.image, args.image);
+    }
+    Ok(words)
+}
+
+/// Later entries win: the default PATH, the image, TERM, files, then single variables.
+fn variables(
+    args: &RunArgs,
+    image: &ImageConfig,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Vec<String>> {
+    let mut env = Vec::new();
+    if !image.env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.push(DEFAULT_PATH.to_owned());
+    }
+    env.extend(image.env.iter().cloned());
+    if args.tty {
+        let term = environment("TERM").unwrap_or_else(|| "xterm".to_owned());
+        env.push(format!("TERM={term}"));
+    }
+    for path in &args.env_file {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the variables in {}", path.display()))?;
+        for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim_start())) {
+            if !line.is_empty() && !line.starts_with('#') {
+                let place = format!("{}:{number}", path.display());
+                env.extend(variable(line, environment).with_context(|| place)?);
+            }
+        }
+    }
+    for entry in &args.env {
+        env.extend(variable(entry, environment).context("--env")?);
+    }
+    Ok(env)
+}
+
+/// `NAME=VALUE`, or `NAME` for the value it has here; a name that is not set here is left out.
+fn variable(entry: &str, environment: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<String>> {
+    let name = entry.split('=').next().unwrap_or(entry);
+    if name.is_empty() || name.chars().any(char::is_whitespace) {
+        bail!("{entry:?} is not NAME or NAME=VALUE");
+    }
+    if entry.contains('=') {
+        return Ok(Some(entry.to_owned()));
+    }
+    Ok(environment(name).map(|value| format!("{name}={value}")))
+}
+
+/// The host's own resolver. One that listens on the host's loopback cannot be reached from a pod: systemd-resolved
+/// keeps the real ones in a file of its own.
+fn host_resolver() -> DnsSpec {
+    let read = |path: &str| std::fs::read_to_string(Path::new(path)).map(|text| resolver(&text)).ok();
+    let own = read("/etc/resolv.conf").unwrap_or_default();
+    if own.servers.iter().all(|server| server.starts_with("127.") || server == "::1") {
+        return read("/run/systemd/resolve/resolv.conf").unwrap_or(own);
+    }
+    own
+}
+
+/// resolv.conf(5): the last `search` or `domain` counts, `options` add up.
+fn resolver(text: &str) -> DnsSpec {
+    let mut dns = DnsSpec::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
+            Some("search" | "domain") => dns.searches = words.map(str::to_owned).collect(),
+            Some("options") => dns.options.extend(words.map(str::to_owned)),
+            Some(_) | None => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::{Cli, Command};
+
+    use super::*;
+
+    fn args(line: &[&str]) -> RunArgs {
+        match Cli::try_parse_from(["a3s-box", "run"].iter().chain(line)).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/entry".to_owned()],
+            cmd: vec!["serve".to_owned()],
+            env: vec!["PATH=/image".to_owned(), "A=image".to_owned()],
+            working_dir: "/srv".to_owned(),
+            user: "web".to_owned(),
+            ..ImageConfig::default()
+        }
+    }
+
+    fn here(name: &str) -> Option<String> {
+        match name {
+            "HERE" => Some("value".to_owned()),
+            "TERM" => Some("vt100".to_owned()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_command_replaces_the_images_and_an_entrypoint_replaces_both() {
+        let words = |line: &[&str]| command(&args(line), &image()).unwrap();
+        assert_eq!(words(&["i"]), ["/entry", "serve"]);
+        assert_eq!(words(&["i", "--", "x", "y"]), ["/entry", "x", "y"]);
+        assert_eq!(words(&["--entrypoint", "/sh", "i"]), ["/sh"]);
+        assert_eq!(words(&["--entrypoint", "/sh", "i", "--", "-c", "x"]), ["/sh", "-c", "x"]);
+        assert_eq!(words(&["--entrypoint", "", "i", "--", "x"]), ["x"]);
+    }
+
+    #[test]
+    fn an_image_without_a_command_needs_one() {
+        let error = command(&args(&["scratch"]), &ImageConfig::default()).unwrap_err();
+        assert!(error.to_string().contains("a3s-box run scratch -- CMD"), "{error}");
+    }
+
+    #[test]
+    fn variables_of_the_command_line_come_after_files_and_those_after_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("env");
+        std::fs::write(&file, "# comment\n\nA=file\nHERE\nNOT_SET\n").unwrap();
+        let args = args(&["-e", "A=flag", "-t", "--env-file", file.to_str().unwrap(), "i"]);
+        assert_eq!(
+            variables(&args, &image(), &here).unwrap(),
+            ["PATH=/image", "A=image", "TERM=vt100", "A=file", "HERE=value", "A=flag"]
+        );
+        std::fs::write(&file, "fine=1\nno good\n").unwrap();
+        let error = variables(&args, &image(), &here).unwrap_err();
+        assert!(error.to_string().ends_with("env:2"), "{error:#}");
+    }
+
+    #[test]
+    fn an_image_without_a_path_gets_the_usual_one() {
+        assert_eq!(variables(&args(&["i"]), &ImageConfig::default(), &here).unwrap(), [DEFAULT_PATH]);
+    }
+
+    #[test]
+    fn what_is_not_said_comes_from_the_image_and_the_configuration() {
+        let spec = session_spec(&args(&["i"]), &image(), &here).unwrap();
+        assert_eq!((spec.process.cwd.as_str(), spec.process.user.user.as_str()), ("/srv", "web"));
+        assert!(!spec.stdin && !spec.process.terminal && spec.log_path.is_none());
+        let said = args(&["-i", "--user", "7:8", "-w", "/x", "--vcpus", "3", "i"]);
+        let spec = session_spec(&said, &image(), &here).unwrap();
+        assert_eq!((spec.process.cwd.as_str(), spec.process.user.user.as_str()), ("/x", "7:8"));
+        assert!(spec.stdin);
+        let default = BoxSize { vcpus: 1, memory_mib: 300, scratch_mib: 99 };
+        let size = box_spec(&said, "n", default, NetworkMode::None).size;
+        assert_eq!(size, BoxSize { vcpus: 3, memory_mib: 300, scratch_mib: 99 });
+    }
+
+    #[test]
+    fn volumes_are_resolved_on_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let text = format!("{}/link:/data:ro", dir.path().display());
+        let mount = Volume::parse(&text).unwrap().mount().unwrap();
+        let source = MountSource::Host {
+            path: dir.path().canonicalize().unwrap(),
+            propagate: false,
+            recursive_readonly: false,
+        };
+        assert_eq!(
+            mount,
+            MountSpec { source, target: "/data".to_owned(), readonly: true, options: Vec::new() }
+        );
+        let missing = Volume::parse("/nonexistent/x:/data").unwrap().mount().unwrap_err();
+        assert_eq!(missing.to_string(), "cannot use the volume source /nonexistent/x");
+    }
+
+    #[test]
+    fn volumes_that_mean_nothing_are_refused() {
+        for bad in ["/a", "/a:b", ":/b", "/a:/b:rx", "/a:/b/../c", "/a:/b:ro:z"] {
+            assert!(Volume::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn resolv_conf_is_read_field_by_field() {
+        let dns = resolver(
+            "# x\nnameserver 10.0.0.1\ndomain old\nsearch a b\noptions ndots:5\nnameserver fd00::1\n",
+        );
+        assert_eq!(dns.servers, ["10.0.0.1", "fd00::1"]);
+        assert_eq!(dns.searches, ["a", "b"]);
+        assert_eq!(dns.options, ["ndots:5"]);
+    }
+}
