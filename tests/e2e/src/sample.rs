@@ -1,0 +1,66 @@
+//! The images that the demo and the suite run, made of Debian's statically linked busybox.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::image::{Encoding, Image, Layer};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n\
+    app:x:1000:1000:app:/home/app:/bin/sh\n";
+const GROUP: &str = "root:x:0:\nnogroup:x:65534:\napp:x:1000:\nextra:x:2000:app\n";
+
+/// A layer with a shell, its tools and the usual directories.
+pub fn busybox_layer() -> Result<Layer> {
+    let program =
+        fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX} (Debian's busybox-static)"))?;
+    let mut layer = Layer::new();
+    for directory in
+        ["bin", "dev", "etc", "home", "home/app", "proc", "root", "run", "sys", "usr", "usr/bin", "var"]
+    {
+        layer = layer.directory(directory, 0o755)?;
+    }
+    layer = layer.directory("tmp", 0o1777)?.file("bin/busybox", 0o755, &program)?;
+    for applet in applets()? {
+        if applet != "busybox" {
+            layer = layer.hard_link(&format!("bin/{applet}"), "bin/busybox")?;
+        }
+    }
+    layer.file("etc/passwd", 0o644, PASSWD.as_bytes())?.file("etc/group", 0o644, GROUP.as_bytes())
+}
+
+fn applets() -> Result<Vec<String>> {
+    let output = Command::new(BUSYBOX).arg("--list").output().context("listing busybox's applets")?;
+    if !output.status.success() {
+        bail!("busybox --list ended with {}", output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+}
+
+/// The demo's image: greets, then waits to be stopped.
+pub fn hello() -> Result<Image> {
+    let greeting = Layer::new().directory("srv", 0o755)?.file(
+        "srv/hello",
+        0o755,
+        b"#!/bin/sh\n\
+          echo \"Hello from $(hostname): kernel $(uname -r), $(nproc) cpu(s), pid $$\"\n\
+          trap 'echo stopped by SIGTERM; exit 0' TERM\n\
+          while :; do sleep 1 & wait $!; done\n",
+    )?;
+    Image::new(
+        vec![(busybox_layer()?, Encoding::Gzip), (greeting, Encoding::Gzip)],
+        &json!({ "Cmd": ["/srv/hello"], "Env": ["PATH=/bin:/usr/bin"], "WorkingDir": "/" }),
+    )
+}
+
+/// A shell that does what the container's command says.
+pub fn shell() -> Result<Image> {
+    Image::new(
+        vec![(busybox_layer()?, Encoding::Gzip)],
+        &json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 3600"], "Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"] }),
+    )
+}
