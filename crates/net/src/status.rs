@@ -38,7 +38,7 @@ fn plugins(list: &NetworkList, config: &NetConfig) -> NetworkStatus {
         Err(error) => NetworkStatus::NotReady {
             reason: format!("network {:?} ({}): {error}", list.name, list.source.display()),
             remedy: "install the plugin, for instance with the package containernetworking-plugins, or set \
-                     network.cni_bin_dirs to where it is"
+                     network.bin_dirs to where it is"
                 .to_owned(),
         },
         Ok(()) => NetworkStatus::Ready {
