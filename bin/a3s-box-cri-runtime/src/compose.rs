@@ -31,7 +31,7 @@ fn node_cpus() -> u8 {
 }
 
 fn info(host: &Host) -> BTreeMap<String, String> {
-    let hypervisor = json!({ "backend": host.choice.name(), "reason": host.choice.reason.to_string() });
+    let hypervisor = json!({ "backend": host.choice.name(), "reason": host.choice.reason });
     BTreeMap::from([
         ("config".to_owned(), config_as_json(&host.config)),
         ("hypervisor".to_owned(), hypervisor.to_string()),

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use a3s_box_cri::{CriService, server};
-use a3s_box_host::{Config, ConfigFlags, Host};
+use a3s_box_host::{Config, ConfigFlags, Host, make_private_dir};
 use clap::Parser;
 use sd_notify::NotifyState;
 
@@ -49,6 +49,8 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
 async fn run(config: Config) -> anyhow::Result<()> {
     let mut stop = stop::Signals::listen()?;
     let socket = config.socket();
+    // The socket usually lies in the run directory, which is to be ours alone from its first moment.
+    make_private_dir(&config.run_dir)?;
     let listener = server::bind(&socket).await?;
     let outcome = tokio::select! {
         // A signal during the start ends it; nothing is served yet.

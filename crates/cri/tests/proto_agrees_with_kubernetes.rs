@@ -22,11 +22,14 @@ fn ours() -> Facts {
 }
 
 /// The proto file in the sources of a dev-dependency that is locked but never built. Only cargo knows
-/// where those are, and fetches them if they are not there yet.
+/// where those are, and fetches them if they are not there yet. The platform keeps it from fetching
+/// every other platform's packages too.
 fn theirs() -> Facts {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--locked"])
+        .args(["metadata", "--format-version=1", "--locked", "--filter-platform=x86_64-unknown-linux-gnu"])
+        .env("RUSTFLAGS", "--cfg a3s_box_reads_its_proto_file")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");
