@@ -16,7 +16,8 @@ use crate::{logs, privileges};
 
 const ELF: u32 = 1;
 const RAW: u32 = 0;
-const LOG_WARNINGS: u32 = 2;
+/// Warnings come with every connection that is closed.
+const LOG_ERRORS: u32 = 1;
 const LOG_TO_STDERR: i32 = 2;
 const LOG_STYLE_NEVER: u32 = 2;
 const LOG_NO_ENVIRONMENT: u32 = 1;
@@ -63,7 +64,7 @@ impl Machine {
     fn new() -> anyhow::Result<Self> {
         // SAFETY: standard error stays open.
         let logging =
-            unsafe { krun::krun_init_log(LOG_TO_STDERR, LOG_WARNINGS, LOG_STYLE_NEVER, LOG_NO_ENVIRONMENT) };
+            unsafe { krun::krun_init_log(LOG_TO_STDERR, LOG_ERRORS, LOG_STYLE_NEVER, LOG_NO_ENVIRONMENT) };
         check("start logging", logging)?;
         Ok(Self(check("create a context", krun::krun_create_ctx())? as u32))
     }

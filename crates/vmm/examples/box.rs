@@ -95,7 +95,7 @@ async fn main() {
                 Ok(mut stream) => {
                     stream.write_all(command.as_bytes()).await.unwrap();
                     let mut answer = Vec::new();
-                    let read = stream.read_to_end(&mut answer).await;
+                    let read = tokio::time::timeout(Duration::from_secs(4), stream.read_to_end(&mut answer)).await;
                     println!("{command}: {} {read:?}", String::from_utf8_lossy(&answer));
                 }
                 Err(error) => println!("{command}: {error}"),

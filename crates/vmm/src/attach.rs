@@ -11,9 +11,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, fstat, mkdirat, openat, statx, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::process::fchdir;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::error::AttachError;
@@ -21,22 +23,31 @@ use crate::launch::jail;
 use crate::seam::Attachment;
 use crate::sys::{MountAttributes, set_mount_attributes};
 
-/// Places `attachment` in the namespace of the process behind `pidfd`.
-pub(crate) async fn attach(pidfd: OwnedFd, attachment: Attachment) -> Result<(), AttachError> {
+/// The process whose namespace and root are meant.
+#[derive(Debug)]
+pub(crate) struct Jailed {
+    /// Names its place in /proc; may be reused once the process has ended.
+    pub(crate) pid: i32,
+    /// Decides whether it has.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Places `attachment` in the namespace of `jailed`.
+pub(crate) async fn attach(jailed: Jailed, attachment: Attachment) -> Result<(), AttachError> {
     let target = Target::parse(&attachment.target)?;
     on_own_thread(target.clone(), move || {
         let tree = clone_tree(&attachment).map_err(|source| target.error("clone", source))?;
-        enter(&pidfd).map_err(|source| target.error("enter the namespace for", source))?;
+        enter(&jailed).map_err(|source| target.error("enter the namespace for", source))?;
         place(&tree, &target).map_err(|source| target.error("place", source))
     })
     .await
 }
 
 /// Removes what is attached at `target`, if anything is.
-pub(crate) async fn detach(pidfd: OwnedFd, target: &str) -> Result<(), AttachError> {
+pub(crate) async fn detach(jailed: Jailed, target: &str) -> Result<(), AttachError> {
     let target = Target::parse(target)?;
     on_own_thread(target.clone(), move || {
-        enter(&pidfd).map_err(|source| target.error("enter the namespace for", source))?;
+        enter(&jailed).map_err(|source| target.error("enter the namespace for", source))?;
         remove(&target).map_err(|source| target.error("remove", source))
     })
     .await
@@ -74,12 +85,12 @@ impl Target {
     }
 
     fn shared(&self) -> PathBuf {
-        [jail::SHARE, &self.directory, &self.name].iter().collect()
+        [relative(jail::SHARE), &self.directory, &self.name].iter().collect()
     }
 
     /// The directory in which the mount point is made.
     fn parent(&self) -> io::Result<OwnedFd> {
-        let path: PathBuf = [jail::SHARE_WRITABLE, &self.directory].iter().collect();
+        let path: PathBuf = [relative(jail::SHARE_WRITABLE), &self.directory].iter().collect();
         Ok(openat(
             CWD,
             path,
@@ -89,6 +100,7 @@ impl Target {
     }
 }
 
+/// A thread that has entered another namespace must never serve anything else: it ends with this one operation.
 async fn on_own_thread(
     target: Target,
     work: impl FnOnce() -> Result<(), AttachError> + Send + 'static,
@@ -125,10 +137,29 @@ fn clone_tree(attachment: &Attachment) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
-fn enter(pidfd: &OwnedFd) -> io::Result<()> {
+/// Moves the thread into the namespace of `jailed` and its working directory to the root of the jail.
+///
+/// The namespace's own root will not do: where the daemon itself runs in a chroot, that is what lies
+/// around it. All further paths are therefore relative.
+fn enter(jailed: &Jailed) -> io::Result<()> {
+    let root = openat(CWD, format!("/proc/{}/root", jailed.pid), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    // Only now: if the process is still there, the root that was opened before is its own.
+    if has_ended(&jailed.pidfd)? {
+        return Err(Errno::SRCH.into());
+    }
     // A thread that shares its root and working directory with others may not change its mount namespace.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
-    Ok(move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::MOUNT)?)
+    move_into_thread_name_spaces(jailed.pidfd.as_fd(), ThreadNameSpaceType::MOUNT)?;
+    Ok(fchdir(root)?)
+}
+
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&Timespec::default()))? != 0)
+}
+
+/// A path of the jail, from the working directory.
+fn relative(path: &str) -> &str {
+    path.trim_start_matches('/')
 }
 
 fn place(tree: &OwnedFd, target: &Target) -> io::Result<()> {
@@ -180,7 +211,7 @@ fn is_directory(file: &OwnedFd) -> io::Result<bool> {
 fn is_mounted(target: &Target) -> io::Result<bool> {
     let id =
         |path: PathBuf| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).map(|s| s.stx_mnt_id);
-    Ok(id(target.shared())? != id(PathBuf::from(jail::SHARE))?)
+    Ok(id(target.shared())? != id(PathBuf::from(relative(jail::SHARE)))?)
 }
 
 #[cfg(test)]

@@ -62,6 +62,12 @@ impl BoxMachine {
         taken.map_or_else(|| self.ports.listen(READY_PORT), Ok)
     }
 
+    fn jailed(&self, target: &str) -> Result<attach::Jailed, AttachError> {
+        let pidfd = self.process.pidfd().try_clone();
+        let error = |source| AttachError { step: "prepare", target: target.to_owned(), source };
+        Ok(attach::Jailed { pid: self.facts.pid, pidfd: pidfd.map_err(error)? })
+    }
+
     fn words(&self) -> String {
         words::last_words(&self.dir, WORDS)
     }
@@ -100,21 +106,12 @@ impl Machine for BoxMachine {
     }
 
     async fn attach(&self, attachment: Attachment) -> Result<(), AttachError> {
-        let pidfd = self.process.pidfd().try_clone().map_err(|source| AttachError {
-            step: "prepare",
-            target: attachment.target.clone(),
-            source,
-        })?;
-        attach::attach(pidfd, attachment).await
+        let jailed = self.jailed(&attachment.target)?;
+        attach::attach(jailed, attachment).await
     }
 
     async fn detach(&self, target: &str) -> Result<(), AttachError> {
-        let pidfd = self.process.pidfd().try_clone().map_err(|source| AttachError {
-            step: "prepare",
-            target: target.to_owned(),
-            source,
-        })?;
-        attach::detach(pidfd, target).await
+        attach::detach(self.jailed(target)?, target).await
     }
 
     async fn wait(&self) -> MachineExit {
