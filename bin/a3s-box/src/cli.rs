@@ -13,7 +13,7 @@ use crate::spec::Volume;
 
 /// Pods and commands in microVMs.
 #[derive(Debug, Parser)]
-#[command(name = "a3s-box", version, about, max_term_width = 100)]
+#[command(name = "a3s-box", version, about = "Pods and commands in microVMs", max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) config: ConfigFlags,

@@ -9,6 +9,12 @@ pub(crate) const TIMED_OUT: u8 = 124;
 /// Our output has no reader any more: 128 + SIGPIPE.
 pub(crate) const BROKEN_PIPE: u8 = 141;
 
+/// A command line that cannot be read is a failure of ours, so that scripts can tell it from the command's own 2;
+/// help that was asked for is none.
+pub(crate) fn usage_code(asked: &clap::Error) -> u8 {
+    if asked.use_stderr() { OUR_FAILURE } else { 0 }
+}
+
 /// Prints an error and its causes to stderr, each cause once: many messages of libraries repeat their source.
 pub(crate) fn print(error: &anyhow::Error) {
     eprint!("{}", render(error.as_ref()));

@@ -27,7 +27,14 @@ use a3s_box_host::Config;
 use cli::{Cli, Command, ConfigCommand};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(asked) => {
+            // A reader that is gone needs no help.
+            let _ = asked.print();
+            return ExitCode::from(failure::usage_code(&asked));
+        }
+    };
     let code = match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
