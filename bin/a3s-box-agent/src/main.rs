@@ -1,3 +1,5 @@
-//! The guest's PID 1: mounts, sessions, stdio over vsock, power-off.
+//! See the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    a3s_box_agent::main()
+}

@@ -1,0 +1,106 @@
+//! Stdio streams: one connection each. See `StreamOpen` in agent.proto.
+
+use std::time::Duration;
+
+use a3s_box_protocol::framing::{FramingError, read_message, write_message};
+use a3s_box_protocol::proto::stream_open::Kind;
+use a3s_box_protocol::proto::{StreamAccept, StreamOpen};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::session::SessionError;
+use crate::session::table::Table;
+use crate::stdio::Stdio;
+use crate::stdio::buffer::BeyondEnd;
+use crate::stdio::input::Input;
+use crate::stdio::output::Connection;
+use std::sync::Arc;
+
+/// A connection says what it wants within this time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a stream cannot be had.
+#[derive(Debug, Error)]
+pub enum StreamError {
+    /// No such session or exec, or it is not there yet.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The exec belongs to another session.
+    #[error("exec {exec:?} does not belong to session {session:?}")]
+    OtherSession {
+        /// As asked for.
+        exec: String,
+        /// As asked for.
+        session: String,
+    },
+    /// The process has no such stream.
+    #[error("the process has no {0:?} stream")]
+    Absent(Kind),
+    /// A number that is no kind.
+    #[error("{0} is no kind of stream")]
+    Kind(i32),
+    /// An offset that was never sent.
+    #[error(transparent)]
+    Offset(#[from] BeyondEnd),
+}
+
+enum Stream {
+    Input { input: Arc<Input>, keep_open: bool },
+    Output(Connection),
+}
+
+/// Serves one connection to its end.
+pub async fn serve(
+    table: &Table,
+    mut from_host: impl AsyncRead + Unpin,
+    mut to_host: impl AsyncWrite + Unpin,
+) -> Result<(), FramingError> {
+    let Ok(open) = tokio::time::timeout(PATIENCE, read_message::<StreamOpen>(&mut from_host)).await else {
+        return Ok(());
+    };
+    match find(table, &open?) {
+        Ok(stream) => {
+            let offset = match &stream {
+                Stream::Input { .. } => 0,
+                Stream::Output(connection) => connection.offset(),
+            };
+            write_message(&mut to_host, &StreamAccept { error: String::new(), offset }).await?;
+            match stream {
+                Stream::Input { input, keep_open } => input.copy_from(&mut from_host, keep_open).await?,
+                Stream::Output(connection) => connection.run(&mut from_host, &mut to_host).await?,
+            }
+        }
+        Err(error) => {
+            write_message(&mut to_host, &StreamAccept { error: error.to_string(), offset: 0 }).await?
+        }
+    }
+    Ok(())
+}
+
+fn find(table: &Table, open: &StreamOpen) -> Result<Stream, StreamError> {
+    let kind = Kind::try_from(open.kind).map_err(|_| StreamError::Kind(open.kind))?;
+    if open.exec_id.is_empty() {
+        return pick(&table.session(&open.session_id)?.live()?.stdio, kind, open);
+    }
+    let exec = table.exec(&open.exec_id)?;
+    if exec.session_id != open.session_id {
+        return Err(StreamError::OtherSession {
+            exec: open.exec_id.clone(),
+            session: open.session_id.clone(),
+        });
+    }
+    pick(&exec.stdio, kind, open)
+}
+
+fn pick(stdio: &Stdio, kind: Kind, open: &StreamOpen) -> Result<Stream, StreamError> {
+    match kind {
+        Kind::Stdin => {
+            let input = stdio.input().cloned().ok_or(StreamError::Absent(kind))?;
+            Ok(Stream::Input { input, keep_open: open.keep_open })
+        }
+        Kind::Stdout | Kind::Stderr => {
+            let output = stdio.output(kind).ok_or(StreamError::Absent(kind))?;
+            Ok(Stream::Output(output.attach(open.offset)?))
+        }
+    }
+}
