@@ -5,7 +5,13 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::erofs::ReaderError;
+use crate::hosts::HostsError;
+use crate::layer::BuildError;
+use crate::local::LocalError;
+use crate::manifest::ManifestError;
 use crate::reference::ReferenceError;
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 
 /// What sort of failure it is: what a caller decides by.
@@ -131,17 +137,95 @@ pub struct PullError {
 /// Why a pull failed.
 #[derive(Debug, Error)]
 pub enum PullCause {
+    /// The registry's configuration.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The archive or layout on this machine.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// A manifest, index or config.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A layer's bytes.
+    #[error(transparent)]
+    Layer(LayerError),
     /// The store could not write or read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// A layer that cannot be converted. Its parts are the converter's own; what there is to know
+/// is its kind and its message.
+#[derive(Debug, Error)]
+#[error(transparent)]
+pub struct LayerError(LayerFailure);
+
+#[derive(Debug, Error)]
+enum LayerFailure {
+    #[error(transparent)]
+    Build(BuildError),
+    #[error("a layer in the store cannot be read")]
+    Stored(#[source] ReaderError),
+}
+
+impl From<BuildError> for PullCause {
+    fn from(error: BuildError) -> Self {
+        Self::Layer(LayerError(LayerFailure::Build(error)))
+    }
+}
+
+impl From<ReaderError> for PullCause {
+    fn from(error: ReaderError) -> Self {
+        Self::Layer(LayerError(LayerFailure::Stored(error)))
+    }
+}
+
+impl LayerError {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match &self.0 {
+            LayerFailure::Build(error) => error.kind(),
+            LayerFailure::Stored(_) => ErrorKind::Internal,
+        }
+    }
 }
 
 impl PullCause {
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Hosts(_) => ErrorKind::Internal,
+            Self::Registry(error) => error.kind(),
+            Self::Local(error) => error.kind(),
+            Self::Manifest(error) => error.kind(),
+            Self::Layer(error) => error.kind(),
             Self::Store(error) => error.kind(),
         }
+    }
+
+    /// Whether it only says that a lower layer of the same pull failed.
+    pub(crate) fn is_echo(&self) -> bool {
+        match self {
+            Self::Layer(LayerError(LayerFailure::Build(error))) => error.is_echo(),
+            Self::Layer(_)
+            | Self::Hosts(_)
+            | Self::Registry(_)
+            | Self::Local(_)
+            | Self::Manifest(_)
+            | Self::Store(_) => false,
+        }
+    }
+}
+
+/// What sort of failure an I/O error on our own files is.
+pub(crate) fn io_kind(error: &std::io::Error) -> ErrorKind {
+    use std::io::ErrorKind as Io;
+    match error.kind() {
+        Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
+        _ => ErrorKind::Internal,
     }
 }
 

@@ -14,15 +14,27 @@
 mod auth;
 mod config;
 pub mod digest;
+mod erofs;
 mod error;
+mod hosts;
+mod layer;
+mod local;
+mod manifest;
 mod progress;
+mod pull;
 mod record;
 pub mod reference;
+mod registry;
 mod store;
+mod tar;
 
 pub use auth::RegistryAuth;
 pub use config::{ImageStoreConfig, Limits, Retries, Timeouts};
-pub use error::{ErrorKind, ImageError, PullCause, PullError, Stage};
+pub use error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage};
+pub use hosts::HostsError;
+pub use local::LocalError;
+pub use manifest::ManifestError;
 pub use progress::PullProgress;
 pub use record::{ImageRecord, LayerRecord};
+pub use registry::RegistryError;
 pub use store::{ImageStore, StoreError, Usage};

@@ -49,11 +49,32 @@ pub struct LayerRecord {
     pub digest: String,
     /// The name of its file under `images/erofs/`.
     pub file: String,
-    /// The size of that file on disk, in bytes.
+    /// The length of that file, in bytes.
     pub size: u64,
+    /// It brings nothing and need not be mounted.
+    #[serde(default)]
+    pub empty: bool,
 }
 
 impl ImageRecord {
+    /// All names it is found by, beside its id.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.repo_tags.iter().chain(&self.repo_digests).chain(&self.other_names)
+    }
+
+    /// Adds the names of a former record of the same image, and keeps its pin.
+    pub(crate) fn absorb(&mut self, former: &Self) {
+        let merge = |names: &mut Vec<String>, more: &[String]| {
+            names.extend_from_slice(more);
+            names.sort();
+            names.dedup();
+        };
+        merge(&mut self.repo_tags, &former.repo_tags);
+        merge(&mut self.repo_digests, &former.repo_digests);
+        merge(&mut self.other_names, &former.other_names);
+        self.pinned |= former.pinned;
+    }
+
     /// The best name to show: a tag, a digest, another name, or the id.
     pub fn display_name(&self) -> &str {
         self.repo_tags

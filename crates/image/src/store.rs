@@ -1,23 +1,62 @@
-//! The store.
+//! The store: records, files, and what keeps them together.
+//!
+//! ```text
+//! <root>/images/lock                 held while the store is open
+//! <root>/images/tmp/                 whatever is being written; emptied on open
+//! <root>/images/blobs/sha256/<hex>   manifests and configs
+//! <root>/images/erofs/<hex>.erofs    layers by diff id
+//! <root>/images/erofs/chain-<hex>.erofs   layers that are right above their lower ones only, by chain id
+//! ```
+//!
+//! A file gets its name once it is complete and on the disk; a record is committed once all its
+//! files are. So after a crash at any point every record is whole, and files that no record names
+//! are garbage, collected on open. Compressed layers are not kept: what boxes need is the EROFS
+//! file, and it can be checked and made again only from the registry anyway.
 
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use a3s_box_core::image::ResolvedImage;
-use a3s_box_core::storage::Storage;
+use a3s_box_core::image::{Layer, ResolvedImage};
+use a3s_box_core::storage::{Change, Storage, StorageError, Table};
 use thiserror::Error;
 
 use crate::auth::RegistryAuth;
 use crate::config::ImageStoreConfig;
-use crate::error::{ErrorKind, ImageError};
-use crate::progress::PullProgress;
+use crate::digest::Digest;
+use crate::error::{ErrorKind, ImageError, io_kind};
+use crate::progress::{PullProgress, Unwatched};
 use crate::record::ImageRecord;
+use crate::reference::Reference;
+
+pub(crate) use self::files::Files;
+
+/// Image records by id.
+const IMAGES: Table = Table("images");
 
 /// The images of this machine. Clones share one store.
 #[derive(Clone)]
 pub struct ImageStore {
-    config: Arc<ImageStoreConfig>,
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: ImageStoreConfig,
+    pub(crate) files: Files,
     storage: Arc<dyn Storage>,
+    /// What is in the table, once it is there. Written only under `committing`.
+    images: RwLock<BTreeMap<String, ImageRecord>>,
+    /// One writer of records at a time.
+    committing: Mutex<()>,
+    /// Files that pulls under way rely on, with how many do: not to be collected.
+    pins: Mutex<HashMap<String, usize>>,
+    /// Layers being made, by chain id: a second pull of one waits for the first.
+    flights: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// The lock of the directory, held while open.
+    _lock: File,
 }
 
 /// What the store takes of the disk.
@@ -33,7 +72,7 @@ pub struct Usage {
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// A file operation failed.
-    #[error("could not {operation} {}: {source}", path.display())]
+    #[error("could not {operation} {}", path.display())]
     Io {
         /// What was tried, as a verb.
         operation: &'static str,
@@ -43,20 +82,59 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// Another process has the directory.
+    #[error("another process uses {}: give each daemon a --root of its own", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The records could not be read or written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A record could not be put into JSON.
+    #[error("could not encode the record of image {id}")]
+    Encode {
+        /// The image.
+        id: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The process is ending.
+    #[error("the work was given up because the process is ending")]
+    Ending,
 }
 
 impl StoreError {
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Internal
+        match self {
+            Self::Io { source, .. } => io_kind(source),
+            Self::Locked { .. } | Self::Storage(_) | Self::Encode { .. } | Self::Ending => ErrorKind::Internal,
+        }
     }
 }
 
 impl ImageStore {
     /// Opens the store under `config.root`, makes its directories, and collects what a crash
-    /// left behind. Blocks on the disk.
+    /// left behind. Blocks on the disk. Fails when another process has it open.
     pub fn open(config: ImageStoreConfig, storage: Arc<dyn Storage>) -> Result<Self, ImageError> {
-        Ok(Self { config: Arc::new(config), storage })
+        let files = Files::create(config.root.join("images")).map_err(ImageError::Store)?;
+        let lock = files.lock().map_err(ImageError::Store)?;
+        let inner = Inner {
+            config,
+            files,
+            storage,
+            images: RwLock::default(),
+            committing: Mutex::default(),
+            pins: Mutex::default(),
+            flights: Mutex::default(),
+            _lock: lock,
+        };
+        inner.files.empty_tmp().map_err(ImageError::Store)?;
+        inner.load().map_err(ImageError::Store)?;
+        inner.sweep().map_err(ImageError::Store)?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Makes an image complete on this machine and returns its record. Dropping the future stops
@@ -67,42 +145,237 @@ impl ImageStore {
         auth: Option<RegistryAuth>,
         progress: Option<Arc<dyn PullProgress>>,
     ) -> Result<ImageRecord, ImageError> {
-        let _ = (reference, auth, progress, &self.config, &self.storage);
-        Err(ImageError::NoSuchImage { name: reference.to_owned() })
+        let reference: Reference = reference.parse().map_err(ImageError::Reference)?;
+        let progress = progress.unwrap_or_else(|| Arc::new(Unwatched));
+        crate::pull::pull(Arc::clone(&self.inner), reference, auth, progress)
+            .await
+            .map_err(|error| ImageError::Pull(Box::new(error)))
     }
 
     /// All images in the order of their ids.
     pub fn list(&self) -> Vec<ImageRecord> {
-        Vec::new()
+        self.inner.images().values().cloned().collect()
     }
 
     /// The image of a name: an id (with or without `sha256:`), an unambiguous prefix of one, or a
     /// reference by tag or digest (normalised first). `None` when there is none.
     pub fn find(&self, name: &str) -> Result<Option<ImageRecord>, ImageError> {
-        let _ = name;
-        Ok(None)
+        self.inner.find(name)
     }
 
     /// What a box needs to run the image of a name (as [`find`](Self::find) reads it).
     pub fn resolve(&self, name: &str) -> Result<ResolvedImage, ImageError> {
-        Err(ImageError::NoSuchImage { name: name.to_owned() })
+        let record = self.find(name)?.ok_or_else(|| ImageError::NoSuchImage { name: name.to_owned() })?;
+        let layers = record
+            .layers
+            .iter()
+            .filter(|layer| !layer.empty)
+            .map(|layer| Layer { diff_id: layer.diff_id.clone(), erofs: self.inner.files.erofs(&layer.file) })
+            .collect();
+        Ok(ResolvedImage {
+            digest_ref: record.repo_digests.first().unwrap_or(&record.id).clone(),
+            id: record.id,
+            config: record.config,
+            layers,
+        })
     }
 
     /// Removes the image of a name with all its tags and digests, and the files that no other
     /// image uses. A missing image is success, and says so with `None`. Boxes that run it keep
     /// their files: they hold them open.
     pub async fn remove(&self, name: &str) -> Result<Option<ImageRecord>, ImageError> {
-        let _ = name;
-        Ok(None)
+        let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+        blocking(move || inner.remove(&name)).await.map_err(ImageError::Store)?
     }
 
     /// What the store takes of the disk.
     pub async fn usage(&self) -> Result<Usage, ImageError> {
-        Ok(Usage::default())
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.files.usage()).await.and_then(|usage| usage).map_err(ImageError::Store)
     }
 
     /// The directory of the images, for `ImageFsInfo`.
     pub fn directory(&self) -> PathBuf {
-        self.config.root.join("images")
+        self.inner.files.root().to_owned()
+    }
+}
+
+/// Runs blocking work on a thread for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(StoreError::Ending),
+    }
+}
+
+/// The data behind a lock is replaced as a whole, so a panic elsewhere leaves it whole.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn images(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, ImageRecord>> {
+        self.images.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn images_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, ImageRecord>> {
+        self.images.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the records. One that cannot be read or whose files are gone is dropped: the image
+    /// can be pulled again, and a box must never start from half of one.
+    fn load(&self) -> Result<(), StoreError> {
+        let mut images = BTreeMap::new();
+        let mut dropped = Vec::new();
+        for (key, value) in self.storage.scan(IMAGES)? {
+            match serde_json::from_slice::<ImageRecord>(&value) {
+                Ok(record) if self.files.has_all(&record) => {
+                    images.insert(key, record);
+                }
+                Ok(_) => {
+                    tracing::warn!(image = %key, "files of the image are missing; pull it again");
+                    dropped.push(key);
+                }
+                Err(error) => {
+                    tracing::warn!(image = %key, %error, "the record of the image cannot be read; pull it again");
+                    dropped.push(key);
+                }
+            }
+        }
+        if !dropped.is_empty() {
+            let delete = |key| Change::Delete { table: IMAGES, key };
+            self.storage.commit(dropped.into_iter().map(delete).collect())?;
+        }
+        *self.images_mut() = images;
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<Option<ImageRecord>, ImageError> {
+        let images = self.images();
+        if let Some(record) = images.get(name) {
+            return Ok(Some(record.clone()));
+        }
+        let parsed = name.parse::<Reference>();
+        if let Ok(reference) = &parsed {
+            let normal = reference.to_string();
+            let named = |record: &&ImageRecord| record.names().any(|known| *known == normal);
+            if let Some(record) = images.values().find(named) {
+                return Ok(Some(record.clone()));
+            }
+        }
+        let digits = name.strip_prefix("sha256:").unwrap_or(name);
+        let is_hex = !digits.is_empty() && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if is_hex {
+            let prefix = format!("sha256:{digits}");
+            let mut fitting = images.range(prefix.clone()..).take_while(|(id, _)| id.starts_with(&prefix));
+            let Some((_, first)) = fitting.next() else { return Ok(None) };
+            let others = fitting.count();
+            if others > 0 {
+                return Err(ImageError::Ambiguous { prefix: name.to_owned(), matches: others + 1 });
+            }
+            return Ok(Some(first.clone()));
+        }
+        parsed.map(|_| None).map_err(ImageError::Reference)
+    }
+
+    /// Commits a pulled image: its tags move here from other images, its former names stay.
+    pub(crate) fn record(&self, mut new: ImageRecord) -> Result<ImageRecord, StoreError> {
+        let _writer = locked(&self.committing);
+        let mut changed = Vec::new();
+        for record in self.images().values() {
+            if record.id == new.id {
+                new.absorb(record);
+            } else if record.repo_tags.iter().chain(&record.other_names).any(|tag| new.names().any(|n| n == tag)) {
+                let mut record = record.clone();
+                record.repo_tags.retain(|tag| !new.repo_tags.contains(tag));
+                record.other_names.retain(|name| !new.other_names.contains(name));
+                changed.push(record);
+            }
+        }
+        changed.push(new.clone());
+        let mut changes = Vec::with_capacity(changed.len());
+        for record in &changed {
+            let value = serde_json::to_vec(record)
+                .map_err(|source| StoreError::Encode { id: record.id.clone(), source })?;
+            changes.push(Change::Put { table: IMAGES, key: record.id.clone(), value });
+        }
+        self.storage.commit(changes)?;
+        let mut images = self.images_mut();
+        for record in changed {
+            images.insert(record.id.clone(), record);
+        }
+        Ok(new)
+    }
+
+    fn remove(&self, name: &str) -> Result<Option<ImageRecord>, ImageError> {
+        let writer = locked(&self.committing);
+        let Some(record) = self.find(name)? else { return Ok(None) };
+        let delete = Change::Delete { table: IMAGES, key: record.id.clone() };
+        self.storage.commit(vec![delete]).map_err(|error| ImageError::Store(error.into()))?;
+        self.images_mut().remove(&record.id);
+        drop(writer);
+        self.sweep().map_err(ImageError::Store)?;
+        Ok(Some(record))
+    }
+
+    /// Removes the files that neither a record nor a pull names.
+    fn sweep(&self) -> Result<(), StoreError> {
+        // Pulls pin a file before they look for it, so none can start to rely on one meanwhile.
+        let pins = locked(&self.pins);
+        let images = self.images();
+        let mut kept: BTreeSet<String> = pins.keys().cloned().collect();
+        for record in images.values() {
+            kept.extend(record.layers.iter().map(|layer| Files::erofs_key(&layer.file)));
+            let digests = [&record.id, &record.manifest_digest];
+            kept.extend(digests.into_iter().filter_map(|digest| Some(Files::blob_key(&digest.parse().ok()?))));
+        }
+        self.files.remove_others(&kept)
+    }
+
+    /// Keeps files from being collected until the guard is dropped.
+    pub(crate) fn pin(self: &Arc<Self>, keys: Vec<String>) -> Pins {
+        let mut pins = locked(&self.pins);
+        for key in &keys {
+            *pins.entry(key.clone()).or_default() += 1;
+        }
+        drop(pins);
+        Pins { store: Arc::clone(self), keys }
+    }
+
+    /// The lock of a layer being made. Chains of layers are locked from the bottom up, and a
+    /// chain's prefixes are shorter than it, so waiting never goes in a circle.
+    pub(crate) fn flight(&self, chain_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut flights = locked(&self.flights);
+        flights.retain(|_, flight| flight.strong_count() > 0);
+        let key = chain_id.to_string();
+        if let Some(flight) = flights.get(&key).and_then(Weak::upgrade) {
+            return flight;
+        }
+        let flight = Arc::default();
+        flights.insert(key, Arc::downgrade(&flight));
+        flight
+    }
+}
+
+/// Files that are kept while it lives.
+pub(crate) struct Pins {
+    store: Arc<Inner>,
+    keys: Vec<String>,
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut pins = locked(&self.store.pins);
+        for key in &self.keys {
+            if let Some(count) = pins.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    pins.remove(key);
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,344 @@
+//! Images in files of this machine: OCI layouts, as directory or tar, and docker archives.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::digest::Digest;
+use crate::error::{ErrorKind, io_kind};
+use crate::manifest::{Descriptor, Document, ManifestError, parse};
+use crate::reference::{LocalKind, LocalReference, Reference, Version};
+use crate::tar::{EntryKind, TarError, TarReader};
+
+/// A local image that cannot be read.
+#[derive(Debug, Error)]
+pub enum LocalError {
+    /// The file or directory itself.
+    #[error("could not read {}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no tar.
+    #[error("{} is not a tar that can be read", path.display())]
+    Tar {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It is compressed as a whole.
+    #[error("{} is compressed as a whole: decompress it first (its layers may be compressed)", path.display())]
+    Compressed {
+        /// Which one.
+        path: PathBuf,
+    },
+    /// Something that must be in it is not.
+    #[error("{} has no {name}", path.display())]
+    Missing {
+        /// The image.
+        path: PathBuf,
+        /// The file in it.
+        name: String,
+    },
+    /// Several images, or none, fit.
+    #[error("{} holds {count} images that fit{}; name one of: {names}", path.display(), wanted.as_ref().map(|w| format!(" {w:?}")).unwrap_or_default())]
+    Choice {
+        /// The image.
+        path: PathBuf,
+        /// The name in the reference.
+        wanted: Option<String>,
+        /// How many fit.
+        count: usize,
+        /// Which names there are.
+        names: String,
+    },
+    /// A document is too large.
+    #[error("{name} in {} has {size} bytes, more than the limit of {limit}", path.display())]
+    TooLarge {
+        /// The image.
+        path: PathBuf,
+        /// The file in it.
+        name: String,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A document does not have its digest.
+    #[error("{digest} in {} does not match its digest", path.display())]
+    Digest {
+        /// The image.
+        path: PathBuf,
+        /// The digest.
+        digest: Digest,
+    },
+    /// A document is not what it must be.
+    #[error("in {}", path.display())]
+    Manifest {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ManifestError,
+    },
+}
+
+impl LocalError {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::Io { source, .. } => io_kind(source),
+            Self::Tar { .. } | Self::Digest { .. } | Self::Missing { .. } => ErrorKind::Corrupt,
+            Self::Compressed { .. } | Self::TooLarge { .. } => ErrorKind::Unsupported,
+            Self::Choice { count: 0, .. } => ErrorKind::NotFound,
+            Self::Choice { .. } => ErrorKind::InvalidReference,
+            Self::Manifest { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// A run of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileRange {
+    pub(crate) path: PathBuf,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl FileRange {
+    /// Opens it for reading.
+    pub(crate) fn open(&self) -> io::Result<io::Take<File>> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        Ok(file.take(self.length))
+    }
+}
+
+/// Files by name, in a directory or a tar.
+#[derive(Debug)]
+pub(crate) struct LocalFiles {
+    path: PathBuf,
+    /// Of a tar: its regular files, and its links with their targets.
+    entries: Option<BTreeMap<String, Member>>,
+}
+
+#[derive(Debug)]
+enum Member {
+    File { offset: u64, length: u64 },
+    Link(String),
+}
+
+impl LocalFiles {
+    /// Opens what a reference names. Blocks on the disk; a tar is read through once.
+    pub(crate) fn open(reference: &LocalReference) -> Result<Self, LocalError> {
+        let path = reference.path.clone();
+        let entries = match reference.kind {
+            LocalKind::OciDir => None,
+            LocalKind::OciArchive | LocalKind::DockerArchive => Some(index_tar(&path)?),
+        };
+        Ok(Self { path, entries })
+    }
+
+    /// Where a file of it lies.
+    pub(crate) fn find(&self, name: &str) -> Result<FileRange, LocalError> {
+        let missing = || LocalError::Missing { path: self.path.clone(), name: name.to_owned() };
+        let Some(entries) = &self.entries else {
+            let path = self.path.join(name);
+            let metadata = std::fs::metadata(&path).map_err(|source| LocalError::Io { path: path.clone(), source })?;
+            if !metadata.is_file() {
+                return Err(missing());
+            }
+            return Ok(FileRange { path, offset: 0, length: metadata.len() });
+        };
+        // docker save stores a layer that several images share once, and links to it.
+        let mut name = normal(name);
+        for _ in 0..8 {
+            match entries.get(&name) {
+                Some(Member::File { offset, length }) => {
+                    return Ok(FileRange { path: self.path.clone(), offset: *offset, length: *length });
+                }
+                Some(Member::Link(target)) => name.clone_from(target),
+                None => break,
+            }
+        }
+        Err(missing())
+    }
+
+    /// Reads a small file of it.
+    pub(crate) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, LocalError> {
+        let range = self.find(name)?;
+        if range.length > limit {
+            let (path, name) = (self.path.clone(), name.to_owned());
+            return Err(LocalError::TooLarge { path, name, size: range.length, limit });
+        }
+        let mut bytes = Vec::new();
+        range
+            .open()
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(|source| LocalError::Io { path: range.path.clone(), source })?;
+        Ok(bytes)
+    }
+
+    /// Reads a blob of a layout and checks its digest.
+    pub(crate) fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, LocalError> {
+        let bytes = self.read(&blob_name(digest), limit)?;
+        if digest.matches(&bytes) {
+            Ok(bytes)
+        } else {
+            Err(LocalError::Digest { path: self.path.clone(), digest: digest.clone() })
+        }
+    }
+
+    /// The manifest (or a further index) that a layout has under a name, with what it is called there.
+    pub(crate) fn layout_entry(
+        &self,
+        wanted: Option<&str>,
+        limit: u64,
+    ) -> Result<(Descriptor, Option<String>), LocalError> {
+        let wrong = |source| LocalError::Manifest { path: self.path.clone(), source };
+        let index = match parse(&self.read("index.json", limit)?).map_err(wrong)? {
+            Document::Index(index) => index,
+            Document::Manifest(_) => {
+                return Err(wrong(ManifestError::NotAnImage { problem: "a manifest where an index must be" }));
+            }
+        };
+        let mut named = index.named().map_err(wrong)?;
+        let names: Vec<_> = named.iter().filter_map(|(name, _)| name.clone()).collect();
+        if let Some(wanted) = wanted {
+            named.retain(|(name, _)| name.as_deref() == Some(wanted));
+        }
+        match (named.pop(), named.is_empty()) {
+            (Some((name, descriptor)), true) => Ok((descriptor, name)),
+            // An index of several platforms rather than of several images.
+            (Some(_), false) if wanted.is_none() && names.is_empty() => {
+                index.choose(&crate::manifest::Platform::host()).map(|d| (d, None)).map_err(wrong)
+            }
+            (last, _) => Err(LocalError::Choice {
+                path: self.path.clone(),
+                wanted: wanted.map(str::to_owned),
+                count: named.len() + usize::from(last.is_some()),
+                names: names.join(", "),
+            }),
+        }
+    }
+
+    /// The image that a docker archive has under a name.
+    pub(crate) fn docker_entry(&self, wanted: Option<&str>, limit: u64) -> Result<DockerEntry, LocalError> {
+        let wrong = |source| LocalError::Manifest {
+            path: self.path.clone(),
+            source: ManifestError::Json { what: "manifest.json", source },
+        };
+        let mut entries: Vec<DockerEntry> =
+            serde_json::from_slice(&self.read("manifest.json", limit)?).map_err(wrong)?;
+        let names: Vec<_> = entries.iter().flat_map(DockerEntry::tags).collect();
+        if let Some(wanted) = wanted {
+            let wanted = wanted.parse::<Reference>().map_or(wanted.to_owned(), |r| r.to_string());
+            entries.retain(|entry| entry.tags().contains(&wanted));
+        }
+        match (entries.pop(), entries.is_empty()) {
+            (Some(entry), true) => Ok(entry),
+            (last, _) => Err(LocalError::Choice {
+                path: self.path.clone(),
+                wanted: wanted.map(str::to_owned),
+                count: entries.len() + usize::from(last.is_some()),
+                names: names.join(", "),
+            }),
+        }
+    }
+}
+
+/// One image of a docker archive.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct DockerEntry {
+    pub(crate) config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+impl DockerEntry {
+    /// Its tags, normalised; what is no reference is left out.
+    pub(crate) fn tags(&self) -> Vec<String> {
+        self.repo_tags.iter().flatten().filter_map(|tag| normal_tag(tag)).collect()
+    }
+
+    pub(crate) fn layers(&self) -> &[String] {
+        self.layers.as_deref().unwrap_or_default()
+    }
+}
+
+/// `NAME:TAG` in its normal form, if it is one.
+pub(crate) fn normal_tag(text: &str) -> Option<String> {
+    match text.parse::<Reference>().ok()? {
+        Reference::Registry(reference) => match reference.version() {
+            Version::Tag(_) => Some(reference.to_string()),
+            Version::Digest(_) => None,
+        },
+        Reference::Local(_) => None,
+    }
+}
+
+/// Where a layout has a blob.
+pub(crate) fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}", digest.to_string().replacen(':', "/", 1))
+}
+
+fn index_tar(path: &Path) -> Result<BTreeMap<String, Member>, LocalError> {
+    let io = |source| LocalError::Io { path: path.to_owned(), source };
+    let tar = |source: TarError| LocalError::Tar { path: path.to_owned(), source: Box::new(source) };
+    let mut file = File::open(path).map_err(io)?;
+    let mut head = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut head).map_err(io)?;
+    if head.starts_with(&[0x1f, 0x8b]) || head == [0x28, 0xb5, 0x2f, 0xfd] {
+        return Err(LocalError::Compressed { path: path.to_owned() });
+    }
+    file.rewind().map_err(io)?;
+    let mut reader = TarReader::new(BufReader::with_capacity(256 << 10, file));
+    let mut members = BTreeMap::new();
+    while let Some(entry) = reader.next_entry().map_err(tar)? {
+        let name = normal(&String::from_utf8_lossy(&entry.path));
+        let target = |target: &[u8]| String::from_utf8_lossy(target).into_owned();
+        let member = match entry.kind {
+            EntryKind::File if entry.runs.is_none() => {
+                Member::File { offset: reader.offset(), length: entry.size }
+            }
+            EntryKind::HardLink(link) => Member::Link(normal(&target(&link))),
+            EntryKind::Symlink(link) => {
+                let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+                Member::Link(normal(&format!("{directory}/{}", target(&link))))
+            }
+            EntryKind::File
+            | EntryKind::Directory
+            | EntryKind::CharDevice { .. }
+            | EntryKind::BlockDevice { .. }
+            | EntryKind::Fifo => continue,
+        };
+        members.insert(name, member);
+    }
+    Ok(members)
+}
+
+/// A name without `.`, `..` and doubled slashes.
+fn normal(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}

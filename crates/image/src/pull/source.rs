@@ -1,0 +1,225 @@
+//! Where an image comes from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::auth::RegistryAuth;
+use crate::config::Limits;
+use crate::digest::Digest;
+use crate::error::PullCause;
+use crate::hosts::hosts_for;
+use crate::local::{FileRange, LocalFiles, blob_name, normal_tag};
+use crate::manifest::{Descriptor, Document, Manifest, ManifestError, Platform, parse};
+use crate::reference::{LocalKind, LocalReference, Reference, Version};
+use crate::registry::Repository;
+use crate::store::{Inner, blocking};
+
+/// How deep indexes may nest.
+const MAX_DEPTH: usize = 3;
+
+/// An opened source.
+pub(super) enum Source {
+    Registry(Box<Repository>),
+    Local(LocalReference, Arc<LocalFiles>),
+}
+
+/// What a source has under a reference.
+pub(super) struct Found {
+    /// The bytes of the manifest for this platform; of a docker archive, which has none, its config.
+    pub(super) manifest: Vec<u8>,
+    pub(super) manifest_digest: Digest,
+    pub(super) config: ConfigSource,
+    pub(super) layers: Vec<LayerSource>,
+    pub(super) annotations: BTreeMap<String, String>,
+    /// `NAME:TAG` and `NAME@DIGEST` that the image has from now on.
+    pub(super) tags: Vec<String>,
+    pub(super) digests: Vec<String>,
+}
+
+pub(super) enum ConfigSource {
+    Blob(Descriptor),
+    /// Already read.
+    Bytes(Vec<u8>),
+}
+
+/// A layer's blob.
+#[derive(Clone)]
+pub(super) enum LayerSource {
+    Registry(Descriptor),
+    /// In a file of this machine; a docker archive states no digest.
+    File { range: FileRange, digest: Option<Digest> },
+}
+
+impl LayerSource {
+    pub(super) fn size(&self) -> Option<u64> {
+        match self {
+            Self::Registry(descriptor) => Some(descriptor.size),
+            Self::File { range, .. } => Some(range.length),
+        }
+    }
+
+    pub(super) fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Registry(descriptor) => Some(&descriptor.digest),
+            Self::File { digest, .. } => digest.as_ref(),
+        }
+    }
+}
+
+impl Source {
+    pub(super) async fn open(
+        store: &Arc<Inner>,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Self, PullCause> {
+        match reference.clone() {
+            Reference::Registry(reference) => {
+                let store = Arc::clone(store);
+                let open = move || {
+                    let config = &store.config;
+                    let hosts = hosts_for(reference.domain(), &config.certs_dirs)?;
+                    Repository::new(&reference, hosts, auth, config.timeouts, config.retries)
+                };
+                Ok(Self::Registry(Box::new(blocking(open).await??)))
+            }
+            Reference::Local(local) => {
+                let wanted = local.clone();
+                let files = blocking(move || LocalFiles::open(&wanted)).await??;
+                Ok(Self::Local(local, Arc::new(files)))
+            }
+        }
+    }
+
+    pub(super) async fn find(&self, reference: &Reference, limits: &Limits) -> Result<Found, PullCause> {
+        match (self, reference) {
+            (Self::Registry(repository), Reference::Registry(reference)) => {
+                let first = repository.manifest(reference.version(), limits.manifest_bytes).await?;
+                // Kubernetes knows an image by what the tag pointed to, be it an index.
+                let digests = vec![format!("{}@{}", reference.repository(), first.digest)];
+                let tags = match reference.version() {
+                    Version::Tag(_) => vec![reference.to_string()],
+                    Version::Digest(_) => Vec::new(),
+                };
+                let fetch = async |descriptor: Descriptor| {
+                    let version = Version::Digest(descriptor.digest);
+                    Ok(repository.manifest(&version, limits.manifest_bytes).await?.bytes)
+                };
+                let (bytes, digest, manifest) = choose(first.bytes, first.digest, fetch).await?;
+                found(bytes, digest, manifest, limits, tags, digests, |layer| Ok(LayerSource::Registry(layer)))
+            }
+            (Self::Local(local, files), _) if local.kind == LocalKind::DockerArchive => {
+                let (files, wanted, limits) = (Arc::clone(files), local.name.clone(), *limits);
+                blocking(move || docker_archive(&files, wanted.as_deref(), &limits)).await?
+            }
+            (Self::Local(local, files), _) => {
+                let (files, wanted, limits) = (Arc::clone(files), local.name.clone(), *limits);
+                let runtime = tokio::runtime::Handle::current();
+                blocking(move || runtime.block_on(layout(&files, wanted.as_deref(), &limits))).await?
+            }
+            (Self::Registry(_), Reference::Local(_)) => {
+                Err(ManifestError::NotAnImage { problem: "sought in a registry but named as a file" }.into())
+            }
+        }
+    }
+
+    pub(super) async fn config(&self, found: &Found, limit: u64) -> Result<Vec<u8>, PullCause> {
+        let descriptor = match &found.config {
+            ConfigSource::Bytes(bytes) => return Ok(bytes.clone()),
+            ConfigSource::Blob(descriptor) => descriptor,
+        };
+        if descriptor.size > limit {
+            return Err(ManifestError::TooLarge { what: "image config", size: descriptor.size, limit }.into());
+        }
+        match self {
+            Self::Registry(repository) => {
+                Ok(repository.small_blob(&descriptor.digest, descriptor.size, "image config").await?)
+            }
+            Self::Local(_, files) => {
+                let (files, digest) = (Arc::clone(files), descriptor.digest.clone());
+                Ok(blocking(move || files.read_blob(&digest, limit)).await??)
+            }
+        }
+    }
+}
+
+/// Follows indexes to the manifest for this platform.
+async fn choose(
+    mut bytes: Vec<u8>,
+    mut digest: Digest,
+    fetch: impl AsyncFn(Descriptor) -> Result<Vec<u8>, PullCause>,
+) -> Result<(Vec<u8>, Digest, Manifest), PullCause> {
+    for _ in 0..=MAX_DEPTH {
+        match parse(&bytes)? {
+            Document::Manifest(manifest) => return Ok((bytes, digest, manifest)),
+            Document::Index(index) => {
+                let descriptor = index.choose(&Platform::host())?;
+                digest = descriptor.digest.clone();
+                bytes = fetch(descriptor).await?;
+            }
+        }
+    }
+    Err(ManifestError::TooDeep { limit: MAX_DEPTH }.into())
+}
+
+fn found(
+    manifest_bytes: Vec<u8>,
+    manifest_digest: Digest,
+    manifest: Manifest,
+    limits: &Limits,
+    tags: Vec<String>,
+    digests: Vec<String>,
+    layer: impl Fn(Descriptor) -> Result<LayerSource, PullCause>,
+) -> Result<Found, PullCause> {
+    check_count(manifest.layers.len(), limits)?;
+    Ok(Found {
+        manifest: manifest_bytes,
+        manifest_digest,
+        config: ConfigSource::Blob(manifest.config),
+        layers: manifest.layers.into_iter().map(layer).collect::<Result<_, _>>()?,
+        annotations: manifest.annotations,
+        tags,
+        digests,
+    })
+}
+
+fn check_count(layers: usize, limits: &Limits) -> Result<(), ManifestError> {
+    if layers > limits.layers {
+        return Err(ManifestError::TooManyLayers { layers, limit: limits.layers });
+    }
+    Ok(())
+}
+
+/// An image of an OCI layout. Blocks on the disk, though it is async for [`choose`].
+async fn layout(files: &LocalFiles, wanted: Option<&str>, limits: &Limits) -> Result<Found, PullCause> {
+    let (entry, name) = files.layout_entry(wanted, limits.manifest_bytes)?;
+    let read = async |d: Descriptor| Ok(files.read_blob(&d.digest, limits.manifest_bytes)?);
+    let bytes = read(entry.clone()).await?;
+    let (bytes, digest, manifest) = choose(bytes, entry.digest, read).await?;
+    // Layouts name images anyhow; only what is written like a registry's name is taken for one.
+    let tags = name.filter(|name| name.contains('/')).and_then(|name| normal_tag(&name)).into_iter().collect();
+    found(bytes, digest, manifest, limits, tags, Vec::new(), |layer| {
+        let range = files.find(&blob_name(&layer.digest))?;
+        Ok(LayerSource::File { range, digest: Some(layer.digest) })
+    })
+}
+
+/// An image of a docker archive. Blocks on the disk.
+fn docker_archive(files: &LocalFiles, wanted: Option<&str>, limits: &Limits) -> Result<Found, PullCause> {
+    let entry = files.docker_entry(wanted, limits.manifest_bytes)?;
+    check_count(entry.layers().len(), limits)?;
+    let config = files.read(&entry.config, limits.config_bytes)?;
+    let layers = entry
+        .layers()
+        .iter()
+        .map(|name| Ok(LayerSource::File { range: files.find(name)?, digest: None }))
+        .collect::<Result<_, PullCause>>()?;
+    Ok(Found {
+        manifest_digest: Digest::sha256(&config),
+        manifest: config.clone(),
+        config: ConfigSource::Bytes(config),
+        layers,
+        annotations: BTreeMap::new(),
+        tags: entry.tags(),
+        digests: Vec::new(),
+    })
+}

@@ -1,0 +1,141 @@
+//! Layers: streamed, and taken up again where a connection broke.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::{Response, StatusCode};
+use tokio::time::timeout;
+
+use super::endpoint::{Endpoint, Want};
+use super::error::{RegistryError, innermost};
+use super::Repository;
+use crate::digest::Digest;
+
+/// So much progress makes earlier breaks forgotten.
+const FORGIVEN_AFTER: u64 = 4 << 20;
+
+/// Where a blob's bytes go, in order.
+pub(crate) trait BlobSink {
+    /// Takes bytes; `false` when no more are wanted.
+    async fn take(&mut self, bytes: Bytes) -> bool;
+}
+
+/// A transfer under way.
+struct Transfer<'a> {
+    digest: &'a Digest,
+    size: u64,
+    what: String,
+    got: u64,
+    /// Time spent waiting for the network, not for the sink.
+    waited: Duration,
+}
+
+/// Why a response gave no more bytes.
+enum End {
+    Complete,
+    /// The sink wants no more.
+    Refused,
+    Broken(String),
+}
+
+impl Repository {
+    /// Sends a blob's bytes to a sink. Its digest is for the sink to check, which sees all bytes.
+    /// When the sink refuses more, that is success.
+    pub(crate) async fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        sink: &mut impl BlobSink,
+    ) -> Result<(), RegistryError> {
+        let what = format!("blob {digest}");
+        let mut transfer = Transfer { digest, size, what, got: 0, waited: Duration::ZERO };
+        let (mut breaks, mut last_break) = (0, 0);
+        loop {
+            let (response, host) = self.open(&transfer).await?;
+            match self.copy(response, &host, &mut transfer, sink).await? {
+                End::Complete | End::Refused => return Ok(()),
+                End::Broken(detail) => {
+                    if transfer.got >= last_break + FORGIVEN_AFTER {
+                        breaks = 0;
+                    }
+                    if breaks >= self.retries.attempts {
+                        let (what, got) = (transfer.what, transfer.got);
+                        return Err(RegistryError::Broken { host, what, got, detail });
+                    }
+                    let pause = self.retries.pause.saturating_mul(1 << breaks.min(16));
+                    tracing::debug!(%host, got = transfer.got, %detail, "{} broke off, going on", transfer.what);
+                    tokio::time::sleep(pause.min(self.retries.longest_pause)).await;
+                    breaks += 1;
+                    last_break = transfer.got;
+                }
+            }
+        }
+    }
+
+    /// Asks the hosts for the rest of a blob.
+    async fn open(&self, transfer: &Transfer<'_>) -> Result<(Response, String), RegistryError> {
+        let url = format!("{}/blobs/{}", self.path, transfer.digest);
+        self.first_host(&transfer.what, "pull", async |endpoint: &Endpoint| {
+            let want = Want { what: &transfer.what, path: &url, accept: "*/*", offset: transfer.got };
+            let (response, host) = endpoint.get(&want).await?;
+            let expected = match response.status() {
+                StatusCode::PARTIAL_CONTENT => transfer.size - transfer.got,
+                _ => transfer.size,
+            };
+            match response.content_length() {
+                Some(got) if got != expected => {
+                    Err(RegistryError::Length { host, what: transfer.what.clone(), expected, got })
+                }
+                Some(_) | None => Ok((response, host)),
+            }
+        })
+        .await
+    }
+
+    async fn copy(
+        &self,
+        mut response: Response,
+        host: &str,
+        transfer: &mut Transfer<'_>,
+        sink: &mut impl BlobSink,
+    ) -> Result<End, RegistryError> {
+        // Without support for ranges the blob starts over.
+        let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { transfer.got };
+        let allowed = self.timeouts.idle + Duration::from_secs(transfer.size / self.timeouts.slowest.max(1));
+        loop {
+            let begun = Instant::now();
+            let chunk = timeout(self.timeouts.idle, response.chunk()).await;
+            transfer.waited += begun.elapsed();
+            let too_slow = |step, limit| {
+                Err(RegistryError::Timeout { host: host.to_owned(), what: transfer.what.clone(), step, limit })
+            };
+            let mut bytes = match chunk {
+                Err(_) => return too_slow("go on sending", self.timeouts.idle),
+                Ok(Err(error)) => return Ok(End::Broken(innermost(&error.without_url()))),
+                Ok(Ok(None)) if transfer.got < transfer.size => {
+                    return Ok(End::Broken(format!("{} bytes are missing", transfer.size - transfer.got)));
+                }
+                Ok(Ok(None)) => return Ok(End::Complete),
+                Ok(Ok(Some(bytes))) => bytes,
+            };
+            if transfer.waited > allowed {
+                return too_slow("finish sending", allowed);
+            }
+            let skipped = skip.min(bytes.len() as u64);
+            skip -= skipped;
+            let _ = bytes.split_to(skipped as usize);
+            if bytes.is_empty() {
+                continue;
+            }
+            transfer.got += bytes.len() as u64;
+            if transfer.got > transfer.size {
+                let (expected, got) = (transfer.size, transfer.got);
+                let what = transfer.what.clone();
+                return Err(RegistryError::Length { host: host.to_owned(), what, expected, got });
+            }
+            if !sink.take(bytes).await {
+                return Ok(End::Refused);
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! One host of a repository: requests with redirects, authentication and retries.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::{Response, StatusCode, Url};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::auth::{Challenge, Token};
+use super::error::{RegistryError, innermost, printable};
+use crate::auth::RegistryAuth;
+use crate::config::{Retries, Timeouts};
+use crate::hosts::Host;
+
+const MAX_REDIRECTS: usize = 10;
+/// How much of an error's body is read.
+const ERROR_BODY: u64 = 16 << 10;
+
+/// A host with its client and what it asked to be authenticated with.
+pub(super) struct Endpoint {
+    pub(super) host: Host,
+    pub(super) client: reqwest::Client,
+    /// Access to this repository, for challenges that do not say to what.
+    pub(super) scope: String,
+    pub(super) credentials: Option<RegistryAuth>,
+    /// What the last challenge led to; requests carry it from then on.
+    token: Mutex<Option<Token>>,
+    headers: HeaderMap,
+    pub(super) timeouts: Timeouts,
+    retries: Retries,
+}
+
+/// A request.
+pub(super) struct Want<'a> {
+    /// The object, for messages.
+    pub(super) what: &'a str,
+    /// Below the API's root, without a leading slash.
+    pub(super) path: &'a str,
+    pub(super) accept: &'static str,
+    /// From which byte on.
+    pub(super) offset: u64,
+}
+
+/// What to do about a response.
+enum Verdict {
+    Take(Response),
+    /// After such a pause.
+    Again(Duration),
+    Fail(RegistryError),
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        host: Host,
+        client: reqwest::Client,
+        repository: &str,
+        credentials: Option<RegistryAuth>,
+        timeouts: Timeouts,
+        retries: Retries,
+    ) -> Self {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &host.headers {
+            match (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) {
+                (Ok(name), Ok(value)) => {
+                    headers.append(name, value);
+                }
+                (Ok(_) | Err(_), _) => {
+                    tracing::warn!(host = %host.authority, %name, "a header of hosts.toml cannot be sent");
+                }
+            }
+        }
+        // A registry token needs no challenge.
+        let token = credentials.as_ref().and_then(Token::ready);
+        let scope = format!("repository:{repository}:pull");
+        Self { host, client, scope, credentials, token: Mutex::new(token), headers, timeouts, retries }
+    }
+
+    pub(super) fn can(&self, capability: &str) -> bool {
+        if capability == "resolve" { self.host.resolve } else { self.host.pull }
+    }
+
+    /// Sends a GET until it succeeds or fails for good. Returns the response and the origin that
+    /// gave it, for messages.
+    pub(super) async fn get(&self, want: &Want<'_>) -> Result<(Response, String), RegistryError> {
+        let mut challenged = false;
+        let mut attempt = 0;
+        loop {
+            let token = self.token.lock().await.clone();
+            let (response, host) = self.follow(want, token.as_ref()).await?;
+            if response.status() == StatusCode::UNAUTHORIZED && !challenged {
+                challenged = true;
+                self.authenticate(&response, want.what, token.as_ref()).await?;
+                continue;
+            }
+            let presented = token.as_ref().map_or("no credentials", Token::kind);
+            match self.judge(response, want.what, &host, attempt, presented).await {
+                Verdict::Take(response) => return Ok((response, host)),
+                Verdict::Fail(error) => return Err(error),
+                Verdict::Again(pause) => tokio::time::sleep(pause).await,
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Answers a challenge, unless another request just did.
+    async fn authenticate(
+        &self,
+        response: &Response,
+        what: &str,
+        used: Option<&Token>,
+    ) -> Result<(), RegistryError> {
+        let mut token = self.token.lock().await;
+        if token.as_ref() != used {
+            return Ok(());
+        }
+        let origin = self.host.origin();
+        let challenge = Challenge::read(response.headers())
+            .map_err(|problem| RegistryError::Challenge { host: origin, problem })?;
+        *token = Some(self.answer(challenge, what).await?);
+        Ok(())
+    }
+
+    /// Sends the request and follows redirects. Credentials and configured headers go to this
+    /// host only.
+    async fn follow(
+        &self,
+        want: &Want<'_>,
+        token: Option<&Token>,
+    ) -> Result<(Response, String), RegistryError> {
+        let origin = self.host.origin();
+        let redirect = |problem| RegistryError::Redirect {
+            host: self.host.origin(),
+            what: want.what.to_owned(),
+            problem,
+        };
+        let mut url = Url::parse(&format!("{origin}{}/{}", self.host.path, want.path))
+            .map_err(|_| redirect("to no URL: the host in hosts.toml is malformed"))?;
+        if let Some(namespace) = &self.host.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        let home = url.origin();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.client.get(url.clone()).header(ACCEPT, want.accept);
+            if want.offset > 0 {
+                request = request.header(RANGE, format!("bytes={}-", want.offset));
+            }
+            if url.origin() == home {
+                request = request.headers(self.headers.clone());
+                if let Some(token) = token {
+                    request = request.header(AUTHORIZATION, token.header());
+                }
+            }
+            let here = url.origin().ascii_serialization();
+            let response = self.send(request, &here, want.what).await?;
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+                return Ok((response, here));
+            }
+            let next = response
+                .headers()
+                .get(LOCATION)
+                .and_then(|location| url.join(location.to_str().ok()?).ok())
+                .ok_or_else(|| redirect("without saying where to"))?;
+            if url.scheme() == "https" && next.scheme() != "https" {
+                return Err(redirect("from https to an insecure address"));
+            }
+            url = next;
+        }
+        Err(redirect("more often than is followed"))
+    }
+
+    /// Sends one request and waits for the headers of its response.
+    pub(super) async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+        host: &str,
+        what: &str,
+    ) -> Result<Response, RegistryError> {
+        let timed_out = |step, limit| RegistryError::Timeout {
+            host: host.to_owned(),
+            what: what.to_owned(),
+            step,
+            limit,
+        };
+        let connect = self.host.connect_timeout.unwrap_or(self.timeouts.connect);
+        let limit = connect + self.timeouts.headers;
+        match timeout(limit, request.send()).await {
+            Err(_) => Err(timed_out("answer the request", limit)),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if error.is_timeout() => Err(timed_out("accept a connection", connect)),
+            Ok(Err(error)) => Err(RegistryError::Connect {
+                host: host.to_owned(),
+                what: what.to_owned(),
+                detail: innermost(&error.without_url()),
+            }),
+        }
+    }
+
+    async fn judge(
+        &self,
+        response: Response,
+        what: &str,
+        host: &str,
+        attempt: u32,
+        presented: &'static str,
+    ) -> Verdict {
+        let status = response.status();
+        if status.is_success() {
+            return Verdict::Take(response);
+        }
+        let temporary = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
+        let pause = retry_after(&response, SystemTime::now())
+            .unwrap_or_else(|| self.retries.pause.saturating_mul(1 << attempt.min(16)).min(self.retries.longest_pause));
+        // A registry that asks for a longer pause than we make is left to the caller's next try.
+        if temporary && attempt < self.retries.attempts && pause <= self.retries.longest_pause {
+            tracing::debug!(%status, ?pause, "{host} asks to try {what} again");
+            return Verdict::Again(pause);
+        }
+        let mut detail = error_detail(self.body(response, host, what, ERROR_BODY).await.unwrap_or_default());
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            detail = format!("too many requests, next try in {} s {detail}", pause.as_secs()).trim().to_owned();
+        }
+        let (host, what) = (host.to_owned(), what.to_owned());
+        Verdict::Fail(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                RegistryError::Denied { host, what, presented, detail }
+            }
+            _ => RegistryError::Status { host, what, status: status.as_u16(), detail },
+        })
+    }
+
+    /// Reads a body of at most `limit` bytes.
+    pub(super) async fn body(
+        &self,
+        mut response: Response,
+        host: &str,
+        what: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let (owned, named) = (|| host.to_owned(), || what.to_owned());
+        let too_large = || RegistryError::TooLarge { host: owned(), what: named(), limit };
+        if response.content_length().is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let allowed = self.timeouts.idle + Duration::from_secs(limit / self.timeouts.slowest.max(1));
+        let mut bytes = Vec::new();
+        let read = async {
+            loop {
+                match timeout(self.timeouts.idle, response.chunk()).await {
+                    Err(_) => {
+                        let limit = self.timeouts.idle;
+                        return Err(RegistryError::Timeout { host: owned(), what: named(), step: "go on sending", limit });
+                    }
+                    Ok(Err(error)) => {
+                        let (got, detail) = (bytes.len() as u64, innermost(&error.without_url()));
+                        return Err(RegistryError::Broken { host: owned(), what: named(), got, detail });
+                    }
+                    Ok(Ok(None)) => return Ok(bytes),
+                    Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
+                }
+                if bytes.len() as u64 > limit {
+                    return Err(too_large());
+                }
+            }
+        };
+        match timeout(allowed, read).await {
+            Ok(result) => result,
+            Err(_) => {
+                Err(RegistryError::Timeout { host: owned(), what: named(), step: "finish sending", limit: allowed })
+            }
+        }
+    }
+}
+
+/// The pause that a response asks for: seconds, or a date.
+fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
+    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// The codes and messages of a registry's error document.
+fn error_detail(body: Vec<u8>) -> String {
+    let Ok(document) = serde_json::from_slice::<serde_json::Value>(&body) else { return String::new() };
+    let errors = document["errors"].as_array().map_or(&[][..], Vec::as_slice);
+    let told = errors.iter().take(3).map(|error| {
+        let text = |key: &str| error[key].as_str().unwrap_or_default();
+        printable(&format!("{}: {}", text("code"), text("message")))
+    });
+    told.collect::<Vec<_>>().join(", ")
+}

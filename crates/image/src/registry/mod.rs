@@ -1,0 +1,146 @@
+//! A client for one repository (OCI distribution-spec, "Pull").
+//!
+//! Hosts are asked in the order of hosts.toml; the next one is asked when one does not serve
+//! what is wanted. A request to one host goes through [`Endpoint::get`], which follows redirects,
+//! answers one challenge, and repeats what the registry says is temporary. Everything is bounded:
+//! connections, response headers, silence, and whole transfers by the slowest acceptable rate.
+
+mod auth;
+mod blob;
+mod endpoint;
+mod error;
+mod tls;
+
+use crate::auth::RegistryAuth;
+use crate::config::{Retries, Timeouts};
+use crate::digest::Digest;
+use crate::hosts::{Host, HostsError};
+use crate::manifest::ACCEPT;
+use crate::reference::{RegistryReference, Version};
+
+use self::endpoint::{Endpoint, Want};
+pub(crate) use self::blob::BlobSink;
+pub use self::error::RegistryError;
+
+/// A repository on its hosts.
+pub(crate) struct Repository {
+    /// In the order of asking; the registry itself is the last.
+    endpoints: Vec<Endpoint>,
+    /// The path below the API's root.
+    path: String,
+    timeouts: Timeouts,
+    retries: Retries,
+}
+
+/// A document, its digest computed from its bytes.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: Digest,
+}
+
+impl Repository {
+    /// Prepares clients for the hosts. Blocks on the disk.
+    pub(crate) fn new(
+        reference: &RegistryReference,
+        hosts: Vec<Host>,
+        auth: Option<RegistryAuth>,
+        timeouts: Timeouts,
+        retries: Retries,
+    ) -> Result<Self, HostsError> {
+        let path = reference.path().to_owned();
+        let mut endpoints = Vec::with_capacity(hosts.len());
+        for host in hosts {
+            let client = tls::client(&host, &timeouts)?;
+            let credentials = auth.clone().filter(|auth| auth.is_for(reference.domain()) || auth.is_for(&host.authority));
+            endpoints.push(Endpoint::new(host, client, &path, credentials, timeouts, retries));
+        }
+        Ok(Self { endpoints, path, timeouts, retries })
+    }
+
+    /// Fetches a manifest or index of at most `limit` bytes and checks its digest: the one asked
+    /// for or, of a tag, the one that the registry announces.
+    pub(crate) async fn manifest(&self, version: &Version, limit: u64) -> Result<Fetched, RegistryError> {
+        let (tail, what, capability) = match version {
+            Version::Tag(tag) => (tag.clone(), format!("the manifest of tag {tag}"), "resolve"),
+            Version::Digest(digest) => (digest.to_string(), format!("manifest {digest}"), "pull"),
+        };
+        let url = format!("{}/manifests/{tail}", self.path);
+        self.first_host(&what, capability, async |endpoint: &Endpoint| {
+            let want = Want { what: &what, path: &url, accept: ACCEPT, offset: 0 };
+            let (response, host) = endpoint.get(&want).await?;
+            let announced = response
+                .headers()
+                .get("docker-content-digest")
+                .and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
+            let bytes = endpoint.body(response, &host, &what, limit).await?;
+            let expected = match version {
+                Version::Digest(digest) => Some(digest.clone()),
+                Version::Tag(_) => announced,
+            };
+            check_digest(bytes, expected, host, &what)
+        })
+        .await
+    }
+
+    /// Fetches a small blob of known size and digest.
+    pub(crate) async fn small_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        what: &str,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let url = format!("{}/blobs/{digest}", self.path);
+        let what = format!("{what} {digest}");
+        self.first_host(&what, "pull", async |endpoint: &Endpoint| {
+            let want = Want { what: &what, path: &url, accept: "*/*", offset: 0 };
+            let (response, host) = endpoint.get(&want).await?;
+            let bytes = endpoint.body(response, &host, &what, size).await?;
+            let got = bytes.len() as u64;
+            if got != size {
+                return Err(RegistryError::Length { host, what: what.clone(), expected: size, got });
+            }
+            check_digest(bytes, Some(digest.clone()), host, &what).map(|fetched| fetched.bytes)
+        })
+        .await
+    }
+
+    /// Asks the hosts that have a capability, one after the other, until one succeeds.
+    async fn first_host<T>(
+        &self,
+        what: &str,
+        capability: &'static str,
+        ask: impl AsyncFn(&Endpoint) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let mut errors = Vec::new();
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.can(capability)) {
+            match ask(endpoint).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::debug!(%error, "a registry host did not serve {what}");
+                    errors.push(error);
+                }
+            }
+        }
+        if errors.len() > 1 {
+            return Err(RegistryError::AllHosts(errors));
+        }
+        Err(errors.pop().unwrap_or(RegistryError::NoHost { what: what.to_owned(), capability }))
+    }
+}
+
+fn check_digest(
+    bytes: Vec<u8>,
+    expected: Option<Digest>,
+    host: String,
+    what: &str,
+) -> Result<Fetched, RegistryError> {
+    match expected {
+        Some(expected) if !expected.matches(&bytes) => {
+            let got = Digest::sha256(&bytes);
+            Err(RegistryError::Digest { host, what: what.to_owned(), expected, got })
+        }
+        Some(digest) => Ok(Fetched { bytes, digest }),
+        None => Ok(Fetched { digest: Digest::sha256(&bytes), bytes }),
+    }
+}

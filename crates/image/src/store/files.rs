@@ -1,0 +1,173 @@
+//! The files of the store. Blocking.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use tempfile::NamedTempFile;
+
+use super::{StoreError, Usage};
+use crate::digest::{Algorithm, Digest};
+use crate::record::ImageRecord;
+
+/// The directories of the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    root: PathBuf,
+}
+
+fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { operation, path: path.to_owned(), source }
+}
+
+impl Files {
+    /// Makes the directories. Only root may enter: files are handed out by bind mounts.
+    pub(super) fn create(root: PathBuf) -> Result<Self, StoreError> {
+        let files = Self { root };
+        for directory in files.directories().into_iter().chain([files.tmp()]) {
+            fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
+        }
+        fs::set_permissions(&files.root, Permissions::from_mode(0o700))
+            .map_err(failed("set the permissions of", &files.root))?;
+        Ok(files)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where temporary files go.
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn directories(&self) -> [PathBuf; 3] {
+        [self.root.join("erofs"), self.root.join("blobs/sha256"), self.root.join("blobs/sha512")]
+    }
+
+    /// The path of an EROFS file.
+    pub(crate) fn erofs(&self, file: &str) -> PathBuf {
+        self.root.join(Self::erofs_key(file))
+    }
+
+    /// How pins name an EROFS file: its path below the root, as of every file.
+    pub(crate) fn erofs_key(file: &str) -> String {
+        format!("erofs/{file}")
+    }
+
+    pub(crate) fn blob_key(digest: &Digest) -> String {
+        let algorithm = match digest.algorithm() {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        };
+        format!("blobs/{algorithm}/{}", digest.hex())
+    }
+
+    /// Takes the lock of the directory; it is held as long as the file is open.
+    pub(super) fn lock(&self) -> Result<File, StoreError> {
+        let path = self.root.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked { path }),
+            Err(errno) => Err(failed("lock", &path)(errno.into())),
+        }
+    }
+
+    /// Removes what a crash left in the temporary directory.
+    pub(super) fn empty_tmp(&self) -> Result<(), StoreError> {
+        let tmp = self.tmp();
+        for entry in fs::read_dir(&tmp).map_err(failed("read", &tmp))? {
+            let path = entry.map_err(failed("read", &tmp))?.path();
+            remove_file(&path)?;
+        }
+        Ok(())
+    }
+
+    /// A temporary file that vanishes when dropped.
+    pub(crate) fn temporary(&self) -> Result<NamedTempFile, StoreError> {
+        let tmp = self.tmp();
+        NamedTempFile::new_in(&tmp).map_err(failed("create a file in", &tmp))
+    }
+
+    /// Gives a complete temporary file its name, once its bytes are on the disk.
+    pub(crate) fn publish(&self, file: NamedTempFile, key: &str) -> Result<PathBuf, StoreError> {
+        let target = self.root.join(key);
+        file.as_file()
+            .set_permissions(Permissions::from_mode(0o444))
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(failed("write", &target))?;
+        file.persist(&target).map_err(|error| failed("rename a file to", &target)(error.error))?;
+        let directory = target.parent().unwrap_or(&self.root);
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))?;
+        Ok(target)
+    }
+
+    /// Stores a small blob under its digest.
+    pub(crate) fn write_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let key = Self::blob_key(digest);
+        if self.root.join(&key).exists() {
+            return Ok(());
+        }
+        let mut file = self.temporary()?;
+        file.write_all(bytes).map_err(failed("write", file.path()))?;
+        self.publish(file, &key).map(drop)
+    }
+
+    /// Whether all files of a record are there with their sizes.
+    pub(super) fn has_all(&self, record: &ImageRecord) -> bool {
+        record.layers.iter().all(|layer| {
+            fs::metadata(self.erofs(&layer.file)).is_ok_and(|metadata| metadata.len() == layer.size)
+        })
+    }
+
+    /// Removes the files that are not among the keys.
+    pub(super) fn remove_others(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
+        for directory in self.directories() {
+            for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+                let path = entry.map_err(failed("read", &directory))?.path();
+                let key = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
+                if key.is_none_or(|key| !kept.contains(key)) {
+                    remove_file(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What all of it takes.
+    pub(super) fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage::default();
+        let mut todo = vec![self.root.clone()];
+        while let Some(directory) = todo.pop() {
+            usage.inodes += 1;
+            for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+                let entry = entry.map_err(failed("read", &directory))?;
+                // Files come and go while pulls run.
+                let Ok(metadata) = entry.metadata() else { continue };
+                if metadata.is_dir() {
+                    todo.push(entry.path());
+                } else {
+                    usage.inodes += 1;
+                    usage.bytes += metadata.blocks() * 512;
+                }
+            }
+        }
+        Ok(usage)
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
