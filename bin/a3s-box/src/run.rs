@@ -8,9 +8,11 @@
 //! Whatever happens after the directories exist (a failure, a signal, a panic) ends in [`Invocation::end`].
 
 use std::io::IsTerminal;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use a3s_box_core::image::ResolvedImage;
@@ -18,7 +20,7 @@ use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_core::spec::NetworkMode;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_host::Config;
-use a3s_box_runtime::{Attached, BoxManager};
+use a3s_box_runtime::{Attached, BoxManager, SessionStatus};
 
 use crate::cli::{Network, RunArgs};
 use crate::failure::{self, exit_code};
@@ -32,6 +34,7 @@ use crate::{cli, spec};
 
 /// Output that is still on its way when the command has ended.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+const OUTPUT_FAILED: &str = "could not copy the command's output";
 
 /// Runs the command and answers its exit code.
 pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8> {
@@ -54,11 +57,12 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
     let name = args.name.clone().unwrap_or_else(|| invocation.name.clone());
     let show_timings = args.timings;
     let work = Work { boxes: boxes.clone(), config, args: *args, name, timings };
-    // A task of its own turns a panic into a value, so that cleaning up comes after it too.
-    let done = tokio::spawn(work.to_the_end(events)).await;
+    // A panic becomes a value, so that cleaning up comes after it too. What it left half-done is dropped with it.
+    let done = AssertUnwindSafe(work.to_the_end(events)).catch_unwind().await;
     let since = Instant::now();
     let ended = invocation.end(&boxes).await;
-    let (code, mut timings) = done.context("a3s-box itself failed (this is a bug)")??;
+    let (code, mut timings) =
+        done.map_err(|_| anyhow!("a3s-box itself failed; this is a bug, please report it"))??;
     if show_timings {
         timings.record("remove", since);
         timings.record("total", began);
@@ -214,71 +218,34 @@ impl Work {
             // Not joined: a read of a terminal ends when the user types something.
             tokio::spawn(streams::input(stdin));
         }
-        let outputs = async {
-            let stdout = async {
-                match attached.stdout {
-                    Some(from) => streams::output(from, tokio::io::stdout()).await,
-                    None => Ok(Copied::ToTheEnd),
-                }
-            };
-            let stderr = async {
-                match attached.stderr {
-                    Some(from) => streams::output(from, tokio::io::stderr()).await,
-                    None => Ok(Copied::ToTheEnd),
-                }
-            };
-            // Either one without a reader ends the command, as SIGPIPE would at the next write.
-            let both = async { tokio::try_join!(gone_or_done(stdout), gone_or_done(stderr)) };
-            match both.await {
-                Ok(((), ())) => Ok(Copied::ToTheEnd),
-                Err(Gone::Reader) => Ok(Copied::ReaderGone),
-                Err(Gone::Failed(error)) => Err(error),
-            }
-        };
+        let outputs = streams::outputs(attached.stdout, attached.stderr);
         tokio::pin!(outputs);
         let ended = self.boxes.wait_session(session);
         tokio::pin!(ended);
         let mut attempts = Attempts::default();
-        let mut copied = None;
+        let mut all_written = false;
         let status = loop {
             tokio::select! {
                 // The end comes first: an event for a command that is gone is for nobody.
                 biased;
                 status = &mut ended => break status?,
-                result = &mut outputs, if copied.is_none() => {
-                    let result = result.context("could not copy the command's output")?;
-                    if result == Copied::ReaderGone {
-                        return Ok(failure::BROKEN_PIPE);
-                    }
-                    copied = Some(result);
-                }
+                copied = &mut outputs, if !all_written => match copied.context(OUTPUT_FAILED)? {
+                    Copied::ToTheEnd => all_written = true,
+                    // The caller removes the box: that is the SIGPIPE.
+                    Copied::ReaderGone => return Ok(failure::BROKEN_PIPE),
+                },
                 Some(event) = events.recv() => self.forward(session, event, &mut attempts).await,
             }
         };
-        if copied.is_none() {
+        if !all_written {
             match tokio::time::timeout(DRAIN_LIMIT, outputs).await {
-                Ok(result) => {
-                    result.context("could not copy the command's output")?;
-                }
+                Ok(copied) => drop(copied.context(OUTPUT_FAILED)?),
                 Err(_) => {
                     eprintln!("a3s-box: the command ended, but its output stayed open: the rest is lost")
                 }
             }
         }
-        match status.phase {
-            SessionPhase::Exited { code, reason, message, .. } => {
-                if !matches!(reason.as_str(), "Completed" | "Error") {
-                    eprintln!(
-                        "a3s-box: the command ended: {reason}{}{message}",
-                        if message.is_empty() { "" } else { ": " }
-                    );
-                }
-                Ok(exit_code(code))
-            }
-            SessionPhase::Created | SessionPhase::Running { .. } => {
-                bail!("the end of the command was not told")
-            }
-        }
+        how_it_ended(status)
     }
 
     async fn forward(&self, session: &SessionId, event: Event, attempts: &mut Attempts) {
@@ -312,16 +279,17 @@ struct Prepared {
     attached: Attached,
 }
 
-enum Gone {
-    Reader,
-    Failed(std::io::Error),
-}
-
-async fn gone_or_done(copy: impl Future<Output = std::io::Result<Copied>>) -> Result<(), Gone> {
-    match copy.await {
-        Ok(Copied::ToTheEnd) => Ok(()),
-        Ok(Copied::ReaderGone) => Err(Gone::Reader),
-        Err(error) => Err(Gone::Failed(error)),
+/// The exit code; what is not plain success or failure is told.
+fn how_it_ended(status: SessionStatus) -> anyhow::Result<u8> {
+    match status.phase {
+        SessionPhase::Exited { code, reason, message, .. } => {
+            if !matches!(reason.as_str(), "Completed" | "Error") {
+                let colon = if message.is_empty() { "" } else { ": " };
+                eprintln!("a3s-box: the command ended: {reason}{colon}{message}");
+            }
+            Ok(exit_code(code))
+        }
+        SessionPhase::Created | SessionPhase::Running { .. } => bail!("the end of the command was not told"),
     }
 }
 

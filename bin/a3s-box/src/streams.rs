@@ -43,6 +43,29 @@ pub(crate) async fn output(mut from: StreamReader, mut to: impl AsyncWrite + Unp
     }
 }
 
+/// Copies both outputs to their ends, or until one of ours has no reader any more.
+pub(crate) async fn outputs(
+    stdout: Option<StreamReader>,
+    stderr: Option<StreamReader>,
+) -> io::Result<Copied> {
+    let (stdout, stderr) = (one(stdout, tokio::io::stdout()), one(stderr, tokio::io::stderr()));
+    tokio::pin!(stdout, stderr);
+    let first = tokio::select! {
+        first = &mut stdout => first?,
+        first = &mut stderr => {
+            return Ok(if first? == Copied::ReaderGone { Copied::ReaderGone } else { stdout.await? });
+        }
+    };
+    Ok(if first == Copied::ReaderGone { Copied::ReaderGone } else { stderr.await? })
+}
+
+async fn one(from: Option<StreamReader>, to: impl AsyncWrite + Unpin) -> io::Result<Copied> {
+    match from {
+        Some(from) => output(from, to).await,
+        None => Ok(Copied::ToTheEnd),
+    }
+}
+
 /// Copies our stdin to a session's until either ends. A session that closed its stdin is no failure.
 pub(crate) async fn input(mut to: StdinWriter) {
     let mut stdin = tokio::io::stdin();
