@@ -28,6 +28,8 @@ pub(crate) struct Invocation {
     pub(crate) name: String,
     /// The configuration with this invocation's directories in it.
     pub(crate) config: Config,
+    /// What invocations share: the verdict about the hypervisor.
+    shared: PathBuf,
     _lock: InstanceLock,
 }
 
@@ -43,13 +45,14 @@ impl Invocation {
         let [run_dir, root] = directories(config, &name);
         let lock = InstanceLock::take(&run_dir)?;
         a3s_box_host::make_private_dir(&root)?;
-        Ok(Self { name, config: config.with_directories(root, run_dir), _lock: lock })
+        let shared = config.run_dir.clone();
+        Ok(Self { name, config: config.with_directories(root, run_dir), shared, _lock: lock })
     }
 
     /// The box manager of these directories, and which backend it uses.
     pub(crate) async fn boxes(&self) -> anyhow::Result<BoxManager> {
         let layout = Layout::of(&self.config);
-        let (_, vmm) = backend::choose(&self.config, &layout).await?;
+        let (_, vmm) = backend::choose(&self.config, &layout, &self.shared).await?;
         // In the run directory, which is memory: a reboot ends the box and its records alike.
         let path = self.config.run_dir.join("state.redb");
         let records = tokio::task::spawn_blocking(move || RedbStore::open(&path, RECORDS_WAIT)).await??;
@@ -134,8 +137,9 @@ fn leftover(config: &Config, name: &str) -> anyhow::Result<Option<Invocation>> {
     let [run_dir, root] = directories(config, name);
     match InstanceLock::take(Path::new(&run_dir)) {
         Ok(lock) => {
+            let shared = config.run_dir.clone();
             let config = config.with_directories(root, run_dir);
-            Ok(Some(Invocation { name: name.to_owned(), config, _lock: lock }))
+            Ok(Some(Invocation { name: name.to_owned(), config, shared, _lock: lock }))
         }
         Err(LockError::Taken { .. }) => Ok(None),
         Err(error) => Err(error.into()),

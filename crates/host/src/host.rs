@@ -72,7 +72,7 @@ impl Host {
         let layout = Layout::of(&config);
         let locks = [InstanceLock::take(&config.root)?, InstanceLock::take(&config.run_dir)?];
         let (storage, images) = open_state(&config).await?;
-        let (choice, vmm) = backend::choose(&config, &layout).await?;
+        let (choice, vmm) = backend::choose(&config, &layout, &config.run_dir).await?;
         tracing::info!(backend = choice.name(), reason = %choice.reason, "hypervisor chosen");
         let boxes = start_boxes(&config, &layout, storage, vmm).await?;
         Ok(Self { config, boxes, images, choice, _locks: locks })

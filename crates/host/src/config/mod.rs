@@ -92,6 +92,19 @@ pub struct VmmConfig {
     pub helpers: Option<PathBuf>,
     /// The QEMU binary, instead of the first `qemu-system-x86_64` on the PATH.
     pub qemu: Option<PathBuf>,
+    /// What executes guest code under QEMU.
+    pub qemu_accel: QemuAccel,
+}
+
+/// What executes guest code under QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QemuAccel {
+    /// KVM if a trial boot on it works, else software emulation.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Software emulation.
+    Tcg,
 }
 
 /// Which hypervisor runs boxes.
@@ -268,6 +281,7 @@ impl Default for Config {
                 initramfs: None,
                 helpers: None,
                 qemu: None,
+                qemu_accel: QemuAccel::Auto,
             },
             size: BoxSize::default(),
             network: NetworkConfig {

@@ -6,7 +6,7 @@ use super::value::{
     as_bytes, as_duration, as_number, as_path, as_paths, as_text, as_texts, show_bytes, show_duration,
     show_path, show_paths, show_text, show_texts,
 };
-use super::{Backend, CgroupDriver, Config, LogFormat, NetworkMode};
+use super::{Backend, CgroupDriver, Config, LogFormat, NetworkMode, QemuAccel};
 
 /// One setting. `set` answers `None` and changes nothing when the value is not what is expected.
 pub(super) struct Setting {
@@ -148,6 +148,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| c.vmm.qemu.as_deref().map(show_path).unwrap_or_default(),
     },
     Setting {
+        key: "vmm.qemu_accel",
+        help: "What executes guest code under the backend \"qemu\": \"kvm\", \"tcg\" (software emulation), or \"auto\" for\nKVM if a \
+               trial boot on it works.",
+        expected: "\"auto\", \"kvm\" or \"tcg\"",
+        variable: None,
+        set: |c, v| Some(c.vmm.qemu_accel = one_of(v, ACCELS)?),
+        show: |c| show_text(name_of(ACCELS, c.vmm.qemu_accel)),
+    },
+    Setting {
         key: "size.vcpus",
         help: "Virtual CPUs of a pod without a CPU limit.",
         expected: "a whole number from 1 to 64",
@@ -239,6 +248,8 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 const BACKENDS: &[(&str, Backend)] =
     &[("auto", Backend::Auto), ("libkrun", Backend::Libkrun), ("qemu", Backend::Qemu)];
+const ACCELS: &[(&str, QemuAccel)] =
+    &[("auto", QemuAccel::Auto), ("kvm", QemuAccel::Kvm), ("tcg", QemuAccel::Tcg)];
 const NETWORKS: &[(&str, NetworkMode)] = &[("cni", NetworkMode::Cni), ("none", NetworkMode::None)];
 const DRIVERS: &[(&str, CgroupDriver)] =
     &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];

@@ -123,6 +123,8 @@ fn network(config: &Config) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_vmm::{Accel, BackendKind};
+
     use super::*;
 
     #[test]
@@ -137,8 +139,8 @@ mod tests {
     fn a_helper_that_the_chosen_backend_does_not_use_may_lack() {
         let config = Config::default();
         let layout = Layout::at(&config, Path::new("/nonexistent/usr/bin/a3s-box"), std::iter::empty());
-        let krun = Choice { kind: a3s_box_vmm::BackendKind::Libkrun, reason: String::new() };
-        let qemu = Choice { kind: a3s_box_vmm::BackendKind::Qemu, reason: String::new() };
+        let krun = Choice { kind: BackendKind::Libkrun, accel: Accel::Kvm, reason: String::new() };
+        let qemu = Choice { kind: BackendKind::Qemu, accel: Accel::Tcg, reason: String::new() };
         let verdict = |part, choice| part_check(&layout, part, &config, Some(choice)).verdict;
         assert_eq!(verdict(Part::Virtiofsd, &krun), Verdict::Warn);
         assert_eq!(verdict(Part::Virtiofsd, &qemu), Verdict::Fail);
