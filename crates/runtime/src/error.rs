@@ -1,6 +1,7 @@
 //! What can go wrong with boxes and sessions. `kind` decides what a client sees; the message names the
 //! stage, the object and the remedy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -83,8 +84,9 @@ impl FailedStage {
     }
 }
 
-/// An operation on a box or session that failed.
-#[derive(Debug, Error)]
+/// An operation on a box or session that failed. It can be cloned, because everybody who joined the
+/// operation is told the same.
+#[derive(Debug, Clone, Error)]
 #[error("{} of {object} failed: {message}", stage.word())]
 pub struct RuntimeError {
     /// What a client is to see.
@@ -97,12 +99,17 @@ pub struct RuntimeError {
     pub message: String,
     /// The cause.
     #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl RuntimeError {
     /// An error without a deeper cause.
-    pub fn new(kind: ErrorKind, stage: FailedStage, object: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn new(
+        kind: ErrorKind,
+        stage: FailedStage,
+        object: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
         Self { kind, stage, object: object.into(), message: message.into(), source: None }
     }
 
@@ -111,14 +118,85 @@ impl RuntimeError {
         Self::new(ErrorKind::DeadlineExceeded, stage, object, format!("{what} took longer than {limit:?}"))
     }
 
+    /// An error with its cause; the message is the cause's own and those of its causes.
+    pub fn caused(
+        kind: ErrorKind,
+        stage: FailedStage,
+        object: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self { kind, stage, object: object.into(), message: told(&source), source: Some(Arc::new(source)) }
+    }
+
     /// A record that could not be written or read.
     pub fn storage(stage: FailedStage, object: impl Into<String>, source: StorageError) -> Self {
-        Self {
-            kind: ErrorKind::Internal,
-            stage,
-            object: object.into(),
-            message: source.to_string(),
-            source: Some(Box::new(source)),
+        Self::caused(ErrorKind::Internal, stage, object, source)
+    }
+
+    /// Adds what the guest said last, if it said anything.
+    pub fn with_last_words(mut self, words: &str) -> Self {
+        let words = words.trim();
+        if !words.is_empty() && !self.message.contains(words) {
+            self.message.push_str("; the guest's last words: ");
+            self.message.push_str(words);
         }
+        self
+    }
+
+    /// Adds what could not be undone after the failure.
+    pub fn with_leftovers(mut self, errors: &[RuntimeError]) -> Self {
+        for error in errors {
+            self.message.push_str("; and while undoing it, ");
+            self.message.push_str(&error.to_string());
+        }
+        self
+    }
+
+    /// One error of several, which all happened; `None` if none did.
+    pub fn all_of(stage: FailedStage, object: &str, errors: &[RuntimeError]) -> Option<Self> {
+        let first = errors.first()?;
+        let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Some(Self {
+            kind: first.kind,
+            stage,
+            object: object.to_owned(),
+            message: messages.join("; "),
+            source: first.source.clone(),
+        })
+    }
+}
+
+/// A cause with its own causes, each told once: some errors repeat their source's words.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Error)]
+    #[error("outer")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, Error)]
+    #[error("inner: {0}")]
+    struct Inner(#[source] std::io::Error);
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let cause = Outer(Inner(std::io::Error::other("no disk")));
+        let error = RuntimeError::caused(ErrorKind::Internal, FailedStage::Vmm, "pod sandbox x", cause);
+        assert_eq!(error.to_string(), "vmm of pod sandbox x failed: outer: inner: no disk");
     }
 }

@@ -1,11 +1,35 @@
 //! Boxes and sessions: lifecycle, driver tasks, agent client, recovery.
+//!
+//! ```text
+//!   BoxManager ──queue──► BoxDriver (one task per box) ──► phases: reserve, connect, boot, configure
+//!        │                   ▲    │ life: starting, live, gone
+//!        │      attach layers│    ▼
+//!        └─────queue──► SessionDriver (one task per session) ──► agent, log writer
+//! ```
+//!
+//! Each box and each session is owned by one task; it alone changes the object, writes its record and
+//! publishes its state. Whoever asks gets an answer from the owner or reads what it has published.
 
+mod agent_client;
 mod api;
 mod attached;
+mod boxes;
+mod cgroup;
+mod clock;
 mod config;
 mod error;
+mod log;
 mod manager;
 pub mod network;
+mod policy;
+mod records;
+mod recovery;
+mod registry;
+mod scratch;
+mod sessions;
+mod shared;
+mod streams;
+mod text;
 
 pub use api::{BoxStatus, ExecOutput, NetworkReadiness, ResolvedUser, SessionStatus, Stage};
 pub use attached::{Attached, StdinWriter, StreamReader};

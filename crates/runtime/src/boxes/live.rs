@@ -1,0 +1,88 @@
+//! What is shared of a box that runs, and how it is told that it does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3s_box_core::lifecycle::StopCause;
+use a3s_box_vmm::{Machine, MachineExit};
+
+use crate::agent_client::Agent;
+use crate::sessions::BoxFacts;
+use crate::text::{MESSAGE_LIMIT, printable};
+
+/// Last words are read from files; a slow disk must not hold up an error.
+const WORDS_LIMIT: Duration = Duration::from_secs(1);
+
+/// A running box: its VM and its agent.
+pub(crate) struct LiveBox {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) agent: Agent,
+    pub(crate) facts: BoxFacts,
+}
+
+impl LiveBox {
+    pub(crate) async fn last_words(&self) -> String {
+        last_words(self.machine.as_ref()).await
+    }
+}
+
+/// The end of what the guest and its VMM said.
+pub(crate) async fn last_words(machine: &dyn Machine) -> String {
+    let words = tokio::time::timeout(WORDS_LIMIT, machine.last_words(MESSAGE_LIMIT)).await;
+    printable(&words.unwrap_or_default(), MESSAGE_LIMIT)
+}
+
+/// Why a box ended, for its sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Obituary {
+    pub(crate) cause: StopCause,
+    /// For people.
+    pub(crate) message: String,
+}
+
+impl Obituary {
+    pub(crate) fn of(cause: StopCause) -> Self {
+        let message = match &cause {
+            StopCause::Requested => "the pod sandbox was stopped".to_owned(),
+            StopCause::GuestPowerOff => "the guest powered itself off".to_owned(),
+            StopCause::VmmDied { detail } | StopCause::AgentLost { detail } => detail.clone(),
+        };
+        Self { cause, message }
+    }
+
+    /// Of a VM that ended without being asked to.
+    pub(crate) async fn unexpected(machine: &dyn Machine, exit: MachineExit) -> Self {
+        let words = last_words(machine).await;
+        let with_words = |what: &str| match words.trim() {
+            "" => what.to_owned(),
+            words => format!("{what}; its last words: {words}"),
+        };
+        match exit {
+            MachineExit::PowerOff => {
+                Self { cause: StopCause::GuestPowerOff, message: with_words("the guest powered itself off") }
+            }
+            MachineExit::Failed { code } => {
+                Self::died(with_words(&format!("the VM failed with exit code {code}")))
+            }
+            MachineExit::Killed { signal } => {
+                Self::died(with_words(&format!("the VM was killed by signal {signal}")))
+            }
+            MachineExit::Vanished => Self::died(with_words("the VM is gone")),
+        }
+    }
+
+    fn died(detail: String) -> Self {
+        Self::of(StopCause::VmmDied { detail })
+    }
+}
+
+/// Whether a box can be talked to.
+#[derive(Clone)]
+pub(crate) enum BoxLife {
+    /// Not yet.
+    Starting,
+    /// Yes.
+    Live(Arc<LiveBox>),
+    /// Not any more.
+    Gone(Obituary),
+}

@@ -1,0 +1,160 @@
+//! Giving back what a box holds on the host.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use a3s_box_core::BoxId;
+use a3s_box_vmm::{Machine, read_facts};
+
+use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::network::NetworkSetting;
+use crate::records::{BoxRecord, HostObject};
+use crate::shared::Shared;
+
+/// The longest until a killed VM is gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A cgroup stays busy for a moment after its last process has ended.
+const CGROUP_TRIES: u32 = 50;
+const CGROUP_PAUSE: Duration = Duration::from_millis(20);
+
+/// How an error names a box.
+pub(crate) fn object(id: &BoxId) -> String {
+    format!("pod sandbox {}", id.short())
+}
+
+/// Releases the objects of the ledger that `which` picks, in the reverse order of their making, and crosses
+/// out those that are gone. Goes on past errors and returns them.
+///
+/// A VM that did not end keeps its objects: nothing is pulled away from under a running process.
+pub(crate) async fn release(
+    shared: &Shared,
+    record: &mut BoxRecord,
+    machine: Option<&Arc<dyn Machine>>,
+    which: impl Fn(&HostObject) -> bool,
+) -> Vec<RuntimeError> {
+    let mut errors = Vec::new();
+    for held in record.ledger.clone().into_iter().rev().filter(|held| which(held)) {
+        let released = match &held {
+            HostObject::Vmm => end_vm(shared, record, machine).await,
+            HostObject::Network => disconnect(shared, record).await,
+            HostObject::Cgroup(path) => remove_cgroup(&record.id, path).await,
+            HostObject::StateDir(path) | HostObject::RunDir(path) => remove_dir(&record.id, path).await,
+        };
+        match released {
+            Ok(()) => record.ledger.retain(|other| *other != held),
+            Err(error) => {
+                let is_vm = held == HostObject::Vmm;
+                errors.push(error);
+                if is_vm {
+                    break;
+                }
+            }
+        }
+    }
+    errors
+}
+
+async fn end_vm(
+    shared: &Shared,
+    record: &BoxRecord,
+    machine: Option<&Arc<dyn Machine>>,
+) -> Result<(), RuntimeError> {
+    let machine = match machine {
+        Some(machine) => Some(machine.clone()),
+        None => find_vm(shared, record).await?,
+    };
+    let Some(machine) = machine else { return Ok(()) };
+    machine.kill().await.map_err(|error| failed(&record.id, error))?;
+    match timeout(KILL_LIMIT, machine.wait()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(RuntimeError::timeout(
+            FailedStage::Stop,
+            object(&record.id),
+            KILL_LIMIT,
+            "the end of the killed VM",
+        )),
+    }
+}
+
+/// The VM of a record whose launch may or may not have happened. The VMM leaves its facts in the box's directory
+/// before it boots anything, so a crash between launch and record loses none.
+pub(crate) async fn find_vm(
+    shared: &Shared,
+    record: &BoxRecord,
+) -> Result<Option<Arc<dyn Machine>>, RuntimeError> {
+    let Some(plan) = &record.plan else { return Ok(None) };
+    let facts = match &record.machine {
+        Some(facts) => Some(facts.clone()),
+        None => read_facts(&plan.dir).map_err(|error| failed(&record.id, error))?,
+    };
+    let Some(facts) = facts else { return Ok(None) };
+    let adopted = shared.vmm.adopt(plan, &facts).await.map_err(|error| failed(&record.id, error))?;
+    Ok(adopted.map(Arc::from))
+}
+
+async fn disconnect(shared: &Shared, record: &BoxRecord) -> Result<(), RuntimeError> {
+    match &shared.config.network {
+        NetworkSetting::None => Ok(()),
+        NetworkSetting::Pods(pods) => {
+            pods.teardown(&record.id, &record.spec).await.map_err(|error| failed(&record.id, error))
+        }
+    }
+}
+
+async fn remove_cgroup(id: &BoxId, path: &Path) -> Result<(), RuntimeError> {
+    for attempt in 1.. {
+        match crate::cgroup::remove(path) {
+            Ok(()) => break,
+            Err(error) if attempt < CGROUP_TRIES && error.kind() == io::ErrorKind::ResourceBusy => {
+                tokio::time::sleep(CGROUP_PAUSE).await;
+            }
+            Err(error) => {
+                return Err(failed(
+                    id,
+                    io::Error::new(error.kind(), format!("cgroup {}: {error}", path.display())),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn remove_dir(id: &BoxId, path: &Path) -> Result<(), RuntimeError> {
+    let owned = path.to_owned();
+    let removed = spawn_blocking(move || std::fs::remove_dir_all(owned))
+        .await
+        .unwrap_or_else(|e| Err(io::Error::other(e)));
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(id, io::Error::new(error.kind(), format!("directory {}: {error}", path.display()))))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn failed(id: &BoxId, error: impl std::error::Error + Send + Sync + 'static) -> RuntimeError {
+    RuntimeError::caused(ErrorKind::Internal, FailedStage::Remove, object(id), error)
+}
+
+/// Removes directories of boxes that no record knows: what a lost or foreign state store left.
+pub(crate) async fn remove_orphans(parents: [PathBuf; 2], known: Vec<BoxId>) {
+    let swept = spawn_blocking(move || {
+        for entry in parents.iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten() {
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<BoxId>().ok());
+            if id.is_some_and(|id| !known.contains(&id)) {
+                let path = entry.path();
+                let removed = std::fs::remove_dir_all(&path);
+                tracing::warn!(path = %path.display(), ?removed, "removed the directory of a box that no record knows");
+            }
+        }
+    });
+    if let Err(error) = swept.await {
+        tracing::warn!(%error, "directories without a record were not looked for");
+    }
+}

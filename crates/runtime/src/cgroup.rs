@@ -1,0 +1,200 @@
+//! The host's cgroups of a VMM.
+//!
+//! A box's processes go below the pod's cgroup, as kubelet names it, in every hierarchy that carries a
+//! resource controller: one `a3s-box-<id>` each. On a host with one cgroup v2 hierarchy that is one directory;
+//! with cgroup v1, or both, it is one per mount. kubelet has two ways to name a cgroup: a path
+//! (`/kubepods/burstable/pod1`) and a systemd slice (`kubepods-burstable-pod1.slice`), in which every dash
+//! is a level.
+//!
+//! A box's memory and processors are bounded by its virtual machine; the cgroup is for the node's accounting.
+//! Hence a hierarchy in which no group can be made is reported and left out, and the pod runs.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use thiserror::Error;
+
+use a3s_box_core::BoxId;
+
+/// Where boxes go that name no parent.
+const DEFAULT_PARENT: &str = "/a3s-box";
+
+/// Controllers of cgroup v1 that count or limit resources.
+const V1_CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "hugetlb"];
+
+/// A name of a parent that is none.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0:?} is not the name of a cgroup")]
+pub(crate) struct BadParent(String);
+
+/// A mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    cpuset_v1: bool,
+}
+
+/// The cgroups that a box is to have; nothing is made.
+pub(crate) fn plan(parent: Option<&str>, id: &BoxId) -> Result<Vec<PathBuf>, BadParent> {
+    let below = parent_path(parent.unwrap_or(DEFAULT_PARENT))?;
+    let name = format!("a3s-box-{}", id.short());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    Ok(hierarchies(&mounts).into_iter().map(|found| found.mount.join(&below).join(&name)).collect())
+}
+
+/// Makes planned cgroups; the answer is those that exist now.
+pub(crate) fn make(planned: &[PathBuf]) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let hierarchies = hierarchies(&mounts);
+    let mut made = Vec::new();
+    for path in planned {
+        let Some(hierarchy) = hierarchies.iter().find(|found| path.starts_with(&found.mount)) else {
+            continue;
+        };
+        match make_one(hierarchy, path) {
+            Ok(()) => made.push(path.clone()),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "no cgroup could be made here; the box runs outside of it");
+            }
+        }
+    }
+    made
+}
+
+/// Removes a cgroup whose processes have ended, and the default parent with its last child.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    if let Some(parent) =
+        path.parent().filter(|parent| parent.ends_with(DEFAULT_PARENT.trim_start_matches('/')))
+    {
+        // Other boxes may be in it.
+        fs::remove_dir(parent).ok();
+    }
+    Ok(())
+}
+
+fn make_one(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
+    let below = path.strip_prefix(&hierarchy.mount).map_err(io::Error::other)?;
+    let mut current = hierarchy.mount.clone();
+    for level in below.components() {
+        let parent = current.clone();
+        current.push(level);
+        match fs::create_dir(&current) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        if hierarchy.cpuset_v1 {
+            inherit_cpuset(&parent, &current)?;
+        }
+    }
+    Ok(())
+}
+
+/// A group of the v1 cpuset controller takes processes only after it was given processors and memory nodes.
+fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if fs::read_to_string(child.join(file))?.trim().is_empty() {
+            fs::write(child.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// A parent's path below the root of a hierarchy.
+fn parent_path(parent: &str) -> Result<PathBuf, BadParent> {
+    let bad = || BadParent(parent.chars().take(200).collect());
+    let path = Path::new(parent.trim_start_matches('/'));
+    if path.components().any(|part| !matches!(part, Component::Normal(_))) || parent.contains('\0') {
+        return Err(bad());
+    }
+    match path.to_str().and_then(|text| text.strip_suffix(".slice")) {
+        Some(slice) if !slice.contains('/') => slices(slice).ok_or_else(bad),
+        Some(_) | None => Ok(path.to_owned()),
+    }
+}
+
+/// `a-b-c` to `a.slice/a-b.slice/a-b-c.slice` (systemd.slice(5)).
+fn slices(name: &str) -> Option<PathBuf> {
+    let mut path = PathBuf::new();
+    let mut prefix = String::new();
+    for part in name.split('-') {
+        if part.is_empty() {
+            return None;
+        }
+        if !prefix.is_empty() {
+            prefix.push('-');
+        }
+        prefix.push_str(part);
+        path.push(format!("{prefix}.slice"));
+    }
+    Some(path)
+}
+
+/// The hierarchies of a mountinfo (proc(5)) that carry resource controllers.
+fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let mut left = left.split(' ').skip(3);
+        let (Some(root), Some(mount)) = (left.next(), left.next()) else { continue };
+        let mut right = right.split(' ');
+        let (kind, options) = (right.next(), right.nth(1).unwrap_or(""));
+        let has = |controller: &str| options.split(',').any(|option| option == controller);
+        let wanted = match kind {
+            Some("cgroup2") => true,
+            Some("cgroup") => V1_CONTROLLERS.iter().any(|controller| has(controller)),
+            Some(_) | None => false,
+        };
+        // A bind mount of a part of a hierarchy shows other groups' files, not the hierarchy.
+        let whole = root == "/" && !found.iter().any(|known| known.mount == Path::new(mount));
+        if wanted && whole {
+            found.push(Hierarchy { mount: mount.into(), cpuset_v1: kind == Some("cgroup") && has("cpuset") });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+27 25 0:24 / /sys/fs/cgroup/cpuset rw,relatime shared:4 - cgroup cgroup rw,cpuset
+28 25 0:25 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+29 25 0:26 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+30 25 0:23 /pod1 /var/lib/x rw,relatime - cgroup cgroup rw,cpu,cpuacct
+31 25 0:30 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer";
+
+    #[test]
+    fn the_hierarchies_with_resource_controllers_are_found_once() {
+        let found = hierarchies(HYBRID);
+        let mounts: Vec<_> = found.iter().map(|h| h.mount.to_str().unwrap()).collect();
+        assert_eq!(mounts, ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpuset", "/sys/fs/cgroup/unified"]);
+        assert_eq!(found.iter().map(|h| h.cpuset_v1).collect::<Vec<_>>(), [false, true, false]);
+    }
+
+    #[test]
+    fn a_slice_is_unfolded_and_a_path_is_kept() {
+        assert_eq!(
+            parent_path("kubepods-burstable-pod1_2.slice").unwrap(),
+            Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice")
+        );
+        assert_eq!(parent_path("/kubepods/burstable/pod1").unwrap(), Path::new("kubepods/burstable/pod1"));
+        assert_eq!(parent_path("/a/b.slice").unwrap(), Path::new("a/b.slice"));
+    }
+
+    #[test]
+    fn a_parent_cannot_climb_out_of_the_hierarchy() {
+        for bad in ["/a/../b", "../a", "a/./../..", "-.slice", "a--b.slice"] {
+            assert!(parent_path(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The task that carries one session's output into its log.
+//!
+//! ```text
+//! guest ──bytes──► read ──► format ──► append + record ──► acknowledge ──► guest
+//!                                          │ fails: report, wait, again
+//! ```
+//!
+//! One task per session owns the file and both streams, so lines of the two never mix within a line. The
+//! guest keeps what is not acknowledged, so a log that cannot be written holds the process back instead of
+//! losing its lines.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use a3s_box_protocol::proto::stream_open::Kind;
+use a3s_box_vmm::Machine;
+
+use super::file::LogFile;
+use super::format::time_format::Stamp;
+use super::format::{Source, format_end, format_lines};
+use crate::clock::now_ns;
+use crate::streams::{self, Output, StreamError, StreamName};
+
+/// The most that is read at once: large enough that the cost of a hand-over to the disk's thread disappears.
+const BATCH: usize = 256 * 1024;
+
+/// The first pause after a failed write; it doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often a stream that broke is opened again before it counts as ended.
+const STREAM_RETRIES: u32 = 5;
+
+/// A log that could not be opened.
+#[derive(Debug, Error)]
+pub(crate) enum LogError {
+    #[error("could not open the log {}: {source}", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not take over the output: {0}")]
+    Stream(#[from] StreamError),
+    #[error("the log's writer has ended")]
+    Ended,
+}
+
+/// Where output goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Sink {
+    /// Into a log; `record` is the file of its position.
+    File { path: PathBuf, record: PathBuf },
+    /// Nowhere: it is read so that the process never waits.
+    Discard,
+}
+
+/// Whose output goes where.
+pub(crate) struct LogPlan {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) session_id: String,
+    pub(crate) terminal: bool,
+    pub(crate) sink: Sink,
+}
+
+/// A running writer.
+#[derive(Debug, Clone)]
+pub(crate) struct LogHandle {
+    reopen: mpsc::Sender<oneshot::Sender<Result<(), LogError>>>,
+    /// Cancelled when both streams have ended and their last line is written.
+    pub(crate) done: CancellationToken,
+}
+
+impl LogHandle {
+    /// Opens the log's path anew. After the writer's end there is nothing to do.
+    pub(crate) async fn reopen(&self) -> Result<(), LogError> {
+        let (reply, answer) = oneshot::channel();
+        if self.reopen.send(reply).await.is_err() {
+            return if self.done.is_cancelled() { Ok(()) } else { Err(LogError::Ended) };
+        }
+        // Ended while the request was queued: nobody writes to the former file any more.
+        answer.await.unwrap_or(Ok(()))
+    }
+}
+
+/// Opens the log and the streams, from where the log's record says, and starts to copy.
+pub(crate) async fn start(
+    plan: LogPlan,
+    tasks: &TaskTracker,
+    closing: &CancellationToken,
+) -> Result<LogHandle, LogError> {
+    let file = match &plan.sink {
+        Sink::File { path, record } => Some(open_file(path.clone(), record.clone()).await?),
+        Sink::Discard => None,
+    };
+    let offset = |source| file.as_ref().map_or(0, |file: &LogFile| file.offset(source));
+    let (stdout, stderr) =
+        tokio::try_join!(Channel::open(&plan, Source::Stdout, offset(Source::Stdout)), async {
+            match plan.terminal {
+                true => Ok(None),
+                false => Channel::open(&plan, Source::Stderr, offset(Source::Stderr)).await.map(Some),
+            }
+        },)?;
+    let (reopen, requests) = mpsc::channel(4);
+    let done = CancellationToken::new();
+    let writer = Writer { plan, file, stdout: Some(stdout), stderr, requests, closing: closing.clone() };
+    let guard = done.clone().drop_guard();
+    tasks.spawn(async move {
+        writer.run().await;
+        drop(guard);
+    });
+    Ok(LogHandle { reopen, done })
+}
+
+async fn open_file(path: PathBuf, record: PathBuf) -> Result<LogFile, LogError> {
+    let shown = path.clone();
+    let opened = spawn_blocking(move || LogFile::open(&path, &record)).await;
+    opened
+        .unwrap_or_else(|aborted| Err(io::Error::other(aborted)))
+        .map_err(|source| LogError::Open { path: shown, source })
+}
+
+/// One stream, with what has been read of a line that has not ended.
+struct Channel {
+    source: Source,
+    output: Output,
+    /// Offset of the first byte of `held`.
+    offset: u64,
+    held: Vec<u8>,
+    failures: u32,
+}
+
+impl Channel {
+    async fn open(plan: &LogPlan, source: Source, offset: u64) -> Result<Self, StreamError> {
+        let kind = match source {
+            Source::Stdout => Kind::Stdout,
+            Source::Stderr => Kind::Stderr,
+        };
+        let name = StreamName { session_id: plan.session_id.clone(), exec_id: String::new(), kind };
+        let (output, offset) = Output::open(plan.machine.as_ref(), &name, offset).await?;
+        Ok(Self { source, output, offset, held: Vec::new(), failures: 0 })
+    }
+}
+
+/// Cancel safe: bytes are either in `held` or still in the socket.
+async fn read(channel: &mut Option<Channel>) -> io::Result<usize> {
+    match channel {
+        Some(channel) => {
+            channel.held.reserve(BATCH);
+            channel.output.read(&mut channel.held).await
+        }
+        None => std::future::pending().await,
+    }
+}
+
+struct Writer {
+    plan: LogPlan,
+    file: Option<LogFile>,
+    stdout: Option<Channel>,
+    stderr: Option<Channel>,
+    requests: mpsc::Receiver<oneshot::Sender<Result<(), LogError>>>,
+    closing: CancellationToken,
+}
+
+impl Writer {
+    async fn run(mut self) {
+        let closing = self.closing.clone();
+        while self.stdout.is_some() || self.stderr.is_some() {
+            // A daemon that ends writes nothing more; rotation comes before new lines, so that a flood of
+            // output cannot hold it up. The two outputs are served as they come.
+            let (source, result) = tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                Some(reply) = self.requests.recv() => {
+                    reply.send(self.reopen().await).ok();
+                    continue;
+                }
+                event = async {
+                    tokio::select! {
+                        result = read(&mut self.stdout) => (Source::Stdout, result),
+                        result = read(&mut self.stderr) => (Source::Stderr, result),
+                    }
+                } => event,
+            };
+            let Some(channel) = self.slot(source).take() else { continue };
+            *self.slot(source) = self.advance(channel, result).await;
+        }
+    }
+
+    fn slot(&mut self, source: Source) -> &mut Option<Channel> {
+        match source {
+            Source::Stdout => &mut self.stdout,
+            Source::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// Handles what a read brought; `None`: the stream has ended.
+    async fn advance(&mut self, mut channel: Channel, result: io::Result<usize>) -> Option<Channel> {
+        match result {
+            Ok(0) => {
+                let mut lines = Vec::new();
+                format_end(&channel.held, channel.source, &Stamp::at(now_ns()), &mut lines);
+                let taken = channel.held.len();
+                self.commit(&mut channel, lines, taken).await;
+                None
+            }
+            Ok(_) => {
+                channel.failures = 0;
+                let mut lines = Vec::with_capacity(channel.held.len() + channel.held.len() / 2);
+                let taken = format_lines(&channel.held, channel.source, &Stamp::at(now_ns()), &mut lines);
+                self.commit(&mut channel, lines, taken).await.then_some(channel)
+            }
+            Err(error) => self.reconnect(channel, &error).await,
+        }
+    }
+
+    /// Writes lines until that succeeds, then acknowledges the bytes that they took. `false`: closing.
+    async fn commit(&mut self, channel: &mut Channel, lines: Vec<u8>, taken: usize) -> bool {
+        if taken == 0 {
+            return true;
+        }
+        let offset = channel.offset + taken as u64;
+        if !self.append(lines, channel.source, offset).await {
+            return false;
+        }
+        channel.offset = offset;
+        channel.held.drain(..taken);
+        channel.output.acknowledge(offset);
+        true
+    }
+
+    async fn append(&mut self, mut lines: Vec<u8>, source: Source, offset: u64) -> bool {
+        let mut pause = FIRST_PAUSE;
+        while let Some(mut file) = self.file.take() {
+            let written = spawn_blocking(move || {
+                let result = file.append(&lines, source, offset);
+                (file, lines, result)
+            });
+            // The task only fails when the runtime shuts down.
+            let Ok((file, back, result)) = written.await else { return false };
+            self.file = Some(file);
+            lines = back;
+            let Err(error) = result else { return true };
+            tracing::error!(session = %self.plan.session_id, %error, retry_in = ?pause, "the log cannot be written; the container waits");
+            let closing = self.closing.clone();
+            tokio::select! {
+                () = closing.cancelled() => return false,
+                Some(reply) = self.requests.recv() => drop(reply.send(self.reopen().await)),
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
+            }
+        }
+        // Without a file the output is discarded.
+        true
+    }
+
+    async fn reopen(&mut self) -> Result<(), LogError> {
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let Sink::File { path, .. } = &self.plan.sink else { return Ok(()) };
+        let reopened = spawn_blocking(move || {
+            let result = file.reopen();
+            (file, result)
+        });
+        let (file, result) = reopened.await.map_err(|_| LogError::Ended)?;
+        self.file = Some(file);
+        result.map_err(|source| LogError::Open { path: path.clone(), source })
+    }
+
+    /// A connection broke: what was not acknowledged comes again on a new one.
+    async fn reconnect(&mut self, mut channel: Channel, error: &io::Error) -> Option<Channel> {
+        while channel.failures < STREAM_RETRIES {
+            channel.failures += 1;
+            tokio::time::sleep(FIRST_PAUSE * channel.failures).await;
+            match Channel::open(&self.plan, channel.source, channel.offset).await {
+                Ok(opened) => return Some(Channel { failures: channel.failures, ..opened }),
+                Err(streams::StreamError::Refused(_)) => return None,
+                Err(again) => {
+                    tracing::debug!(session = %self.plan.session_id, %again, "the output is not reachable")
+                }
+            }
+        }
+        tracing::warn!(session = %self.plan.session_id, %error, "the output was lost with its connection");
+        None
+    }
+}

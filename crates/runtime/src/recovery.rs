@@ -1,0 +1,194 @@
+//! What a daemon does about the boxes of the one before it.
+//!
+//! | record says            | VM runs                     | VM is gone                 |
+//! |------------------------|-----------------------------|----------------------------|
+//! | reserved … booting     | undone: nobody knows its id | undone                     |
+//! | ready                  | taken up, agent asked       | stopped, with its cause    |
+//! | stopping               | stopped for good            | stopped for good           |
+//! | stopped                | as it is                    | as it is                   |
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::oneshot;
+
+use a3s_box_core::BoxId;
+use a3s_box_core::lifecycle::{BoxPhase, StopCause};
+use a3s_box_protocol::proto::SessionState;
+use a3s_box_vmm::launch::CONSOLE_LOG;
+
+use crate::agent_client::Agent;
+use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, find_vm, release, remove_orphans};
+use crate::error::{FailedStage, RuntimeError};
+use crate::manager::{prepare_box, prepare_session};
+use crate::records::{BoxRecord, SessionRecord};
+use crate::registry::BoxEntry;
+use crate::sessions::{BoxFacts, SessionStart};
+use crate::shared::Shared;
+use crate::text::{MESSAGE_LIMIT, printable};
+
+/// Boxes that are looked at side by side.
+const PARALLEL: usize = 16;
+
+/// The longest until an agent has said which sessions it has. One that does not answer in this time is asked
+/// again by everybody who needs it.
+const LIST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Brings the registry to what is found. Fails only if the records cannot be read.
+pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RuntimeError> {
+    let loaded = shared
+        .records
+        .load()
+        .await
+        .map_err(|error| RuntimeError::storage(FailedStage::Lookup, "the state store", error))?;
+    let known: Vec<BoxId> = loaded.boxes.iter().map(|record| record.id.clone()).collect();
+    let parents = [shared.config.run_dir.join("boxes"), shared.config.state_dir.join("boxes")];
+    remove_orphans(parents, known).await;
+    let mut sessions: HashMap<BoxId, Vec<SessionRecord>> = HashMap::new();
+    for session in loaded.sessions {
+        sessions.entry(session.box_id.clone()).or_default().push(session);
+    }
+    let work = loaded.boxes.into_iter().map(|record| {
+        let sessions = sessions.remove(&record.id).unwrap_or_default();
+        recover_box(shared, record, sessions)
+    });
+    let work: Vec<_> = work.collect();
+    futures::stream::iter(work).buffer_unordered(PARALLEL).collect::<Vec<()>>().await;
+    for orphan in sessions.into_values().flatten() {
+        tracing::warn!(id = %orphan.id, pod = %orphan.box_id, "the record of a container whose pod sandbox is unknown is removed");
+        forget_session(shared, &orphan).await;
+    }
+    Ok(())
+}
+
+async fn recover_box(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {
+    match record.phase.clone() {
+        BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting => undo(shared, record, sessions).await,
+        BoxPhase::Ready => adopt(shared, record, sessions).await,
+        BoxPhase::Stopping => {
+            let boxed =
+                enter(shared, record, BoxStart::Ended(Obituary::of(StopCause::Requested)), sessions, None);
+            finish_stop(boxed).await;
+        }
+        BoxPhase::Stopped(cause) => {
+            enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions, None);
+        }
+    }
+}
+
+async fn undo(shared: &Shared, mut record: BoxRecord, sessions: Vec<SessionRecord>) {
+    let errors = release(shared, &mut record, None, |_| true).await;
+    for error in &errors {
+        tracing::error!(id = %record.id, %error, "something of a pod sandbox that was half made is left; the next start tries again");
+    }
+    for session in &sessions {
+        forget_session(shared, session).await;
+    }
+    let updated = match errors.as_slice() {
+        [] => shared.records.delete_box(&record.id).await,
+        [_, ..] => shared.records.put_box(&record).await,
+    };
+    match updated {
+        Ok(()) => tracing::info!(id = %record.id, "a pod sandbox that was half made is undone"),
+        Err(error) => tracing::error!(id = %record.id, %error, "the record of a pod sandbox was not updated"),
+    }
+}
+
+async fn forget_session(shared: &Shared, session: &SessionRecord) {
+    if let Err(error) = shared.records.delete_session(&session.id).await {
+        tracing::error!(id = %session.id, %error, "the record of a container was not removed");
+    }
+}
+
+async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<SessionRecord>) {
+    let found = find_vm(shared, &record).await;
+    if let Err(error) = &found {
+        tracing::error!(id = %record.id, %error, "the VM of a pod sandbox could not be taken up");
+    }
+    let Some(machine) = found.ok().flatten() else {
+        let detail = died_meanwhile(&record).await;
+        record.phase = BoxPhase::Stopped(StopCause::VmmDied { detail: detail.clone() });
+        if let Err(error) = shared.records.put_box(&record).await {
+            tracing::error!(id = %record.id, %error, "the end of a pod sandbox was not recorded");
+        }
+        let obituary = Obituary::of(StopCause::VmmDied { detail });
+        enter(shared, record, BoxStart::Ended(obituary), sessions, None);
+        return;
+    };
+    let live = Arc::new(LiveBox {
+        agent: Agent::new(machine.clone(), shared.config.call_limit),
+        facts: BoxFacts::of(&record),
+        machine,
+    });
+    let states = match tokio::time::timeout(LIST_LIMIT, live.agent.list_sessions()).await {
+        Ok(Ok(states)) => Some(states),
+        Ok(Err(error)) => {
+            tracing::warn!(id = %record.id, %error, "the guest agent did not list its containers");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(id = %record.id, "the guest agent did not list its containers in time");
+            None
+        }
+    };
+    tracing::info!(id = %record.id, containers = sessions.len(), "pod sandbox is taken up");
+    enter(shared, record, BoxStart::Adopted(live), sessions, states);
+}
+
+/// Enters a box and its sessions and starts their owners. `states` is what the agent says; `None`: it did not say,
+/// so that sessions are taken to be as recorded.
+fn enter(
+    shared: &Arc<Shared>,
+    record: BoxRecord,
+    start: BoxStart,
+    sessions: Vec<SessionRecord>,
+    states: Option<Vec<SessionState>>,
+) -> Arc<BoxEntry> {
+    let (boxed, driver) = prepare_box(shared, record);
+    driver.announce(&start);
+    shared.registry.enter_box(boxed.clone());
+    shared.tasks.spawn(driver.run(start));
+    for session in sessions {
+        let state = match &states {
+            Some(states) => states.iter().find(|state| state.session_id == session.id.as_str()).cloned(),
+            None => Some(as_recorded(&session)),
+        };
+        let (entry, driver) = prepare_session(shared, &boxed, session);
+        shared.registry.enter_session(entry);
+        shared.tasks.spawn(driver.run(SessionStart::Resume(state)));
+    }
+    boxed
+}
+
+fn as_recorded(session: &SessionRecord) -> SessionState {
+    use a3s_box_core::lifecycle::SessionPhase;
+    use a3s_box_protocol::proto::session_state::Phase;
+    let phase = match session.phase {
+        SessionPhase::Created => Phase::Created,
+        SessionPhase::Running { .. } => Phase::Running,
+        SessionPhase::Exited { .. } => Phase::Exited,
+    };
+    SessionState { session_id: session.id.to_string(), phase: phase.into(), ..SessionState::default() }
+}
+
+/// A stop that was under way goes on; if it cannot be finished, the client's next attempt does it.
+async fn finish_stop(boxed: Arc<BoxEntry>) {
+    let (reply, answer) = oneshot::channel();
+    if boxed.commands.send(BoxCommand::Stop(reply)).await.is_ok()
+        && let Ok(Err(error)) = answer.await
+    {
+        tracing::error!(id = %boxed.id, %error, "a stop that was under way could not be finished");
+    }
+}
+
+async fn died_meanwhile(record: &BoxRecord) -> String {
+    const WHAT: &str = "the VM ended while no daemon was watching";
+    let console = tokio::fs::read(record.dir.join(CONSOLE_LOG)).await.unwrap_or_default();
+    let tail = &console[console.len().saturating_sub(MESSAGE_LIMIT)..];
+    match printable(&String::from_utf8_lossy(tail), MESSAGE_LIMIT).trim() {
+        "" => WHAT.to_owned(),
+        words => format!("{WHAT}; its last words: {words}"),
+    }
+}

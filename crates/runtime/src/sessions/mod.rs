@@ -1,0 +1,12 @@
+//! Sessions: the workloads in a box.
+
+mod driver;
+mod exec;
+mod exit;
+mod request;
+mod volumes;
+
+pub(crate) use driver::{SessionCommand, SessionDriver, SessionStart};
+pub(crate) use exec::{ExecPlan, exec_sync};
+pub(crate) use request::{BoxFacts, volume_name};
+pub(crate) use volumes::layer as layer_attachment;

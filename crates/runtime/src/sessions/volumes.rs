@@ -1,0 +1,116 @@
+//! Host files and directories as they are handed to a box.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use thiserror::Error;
+use tokio::task::spawn_blocking;
+
+use a3s_box_core::SessionId;
+use a3s_box_core::image::Layer;
+use a3s_box_core::spec::{MountSource, MountSpec};
+use a3s_box_protocol::{SHARE_IMAGES, SHARE_VOLUMES};
+use a3s_box_vmm::Attachment;
+
+use super::request::{layer_name, volume_name};
+
+/// A host path that cannot be handed over.
+#[derive(Debug, Error)]
+pub(crate) enum VolumeError {
+    #[error("the host path {} is not absolute", .0.display())]
+    Relative(PathBuf),
+    #[error("could not {step} the host path {}: {source}", path.display())]
+    Io {
+        step: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The attachment of a layer's EROFS file.
+pub(crate) async fn layer(layer: Layer) -> Result<Attachment, VolumeError> {
+    let target = format!("{SHARE_IMAGES}/{}", layer_name(&layer));
+    let source = on_disk(layer.erofs, open).await?;
+    Ok(Attachment { source, target, readonly: true, recursive_readonly: false, propagate: false })
+}
+
+/// The attachment of a session's `index`-th mount, if it comes from the host.
+pub(crate) async fn volume(
+    session: &SessionId,
+    index: usize,
+    mount: &MountSpec,
+) -> Result<Option<Attachment>, VolumeError> {
+    match &mount.source {
+        MountSource::Tmpfs { .. } => Ok(None),
+        MountSource::Host { path, propagate, recursive_readonly } => Ok(Some(Attachment {
+            source: on_disk(path.clone(), open_or_make).await?,
+            target: format!("{SHARE_VOLUMES}/{}", volume_name(session, index)),
+            readonly: mount.readonly,
+            recursive_readonly: *recursive_readonly,
+            propagate: *propagate,
+        })),
+    }
+}
+
+/// Host paths may lie on slow or hanging file systems: they are walked on a blocking thread.
+async fn on_disk(
+    path: PathBuf,
+    work: fn(&Path) -> Result<OwnedFd, VolumeError>,
+) -> Result<OwnedFd, VolumeError> {
+    let shown = path.clone();
+    match spawn_blocking(move || work(&path)).await {
+        Ok(result) => result,
+        Err(aborted) => Err(VolumeError::Io { step: "open", path: shown, source: io::Error::other(aborted) }),
+    }
+}
+
+/// Opens a volume with its symlinks resolved on the host; one that is missing becomes a directory, as
+/// kubelet expects of a container runtime.
+fn open_or_make(path: &Path) -> Result<OwnedFd, VolumeError> {
+    if !path.is_absolute() {
+        return Err(VolumeError::Relative(path.to_owned()));
+    }
+    let resolved = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(path).map_err(failed("make", path))?;
+            fs::canonicalize(path)
+        }
+        other => other,
+    };
+    open(&resolved.map_err(failed("resolve", path))?)
+}
+
+fn open(path: &Path) -> Result<OwnedFd, VolumeError> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| failed("open", path)(error.into()))
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Io { step, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_host_path_becomes_a_directory_and_a_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        open_or_make(&dir.path().join("a/b")).unwrap();
+        assert!(dir.path().join("a/b").is_dir());
+        std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
+        let opened = open_or_make(&dir.path().join("link")).unwrap();
+        let same = rustix::fs::fstat(&opened).unwrap().st_ino;
+        assert_eq!(same, rustix::fs::stat(dir.path().join("a")).unwrap().st_ino);
+    }
+
+    #[test]
+    fn a_relative_path_is_refused() {
+        assert!(matches!(open_or_make(Path::new("x")), Err(VolumeError::Relative(_))));
+    }
+}

@@ -1,0 +1,42 @@
+//! What every driver task can reach.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use a3s_box_core::SessionId;
+use a3s_box_vmm::Vmm;
+
+use crate::config::RuntimeConfig;
+use crate::log::Sink;
+use crate::records::{Records, SessionRecord};
+use crate::registry::Registry;
+use crate::scratch::Scratches;
+
+/// The runtime's parts, shared by its tasks.
+pub(crate) struct Shared {
+    pub(crate) config: RuntimeConfig,
+    pub(crate) records: Records,
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) scratches: Scratches,
+    pub(crate) registry: Registry,
+    pub(crate) tasks: TaskTracker,
+    /// The daemon ends: tasks stop where they are, boxes run on.
+    pub(crate) closing: CancellationToken,
+}
+
+impl Shared {
+    /// Where the position of a session's log is recorded.
+    pub(crate) fn log_record(&self, id: &SessionId) -> std::path::PathBuf {
+        self.config.run_dir.join("log-positions").join(id.as_str())
+    }
+
+    /// Where a session's output goes.
+    pub(crate) fn sink(&self, record: &SessionRecord) -> Sink {
+        match &record.log_path {
+            Some(path) => Sink::File { path: path.clone(), record: self.log_record(&record.id) },
+            None => Sink::Discard,
+        }
+    }
+}
