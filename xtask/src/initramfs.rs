@@ -1,4 +1,4 @@
-//! The guest's initramfs: the static agent as /init and the directories it mounts on.
+//! The guest's initramfs: the static agent as /init. It makes its own root in a tmpfs, so nothing else is needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,7 @@ pub(crate) fn build(into: &Path) -> Result<()> {
 
 fn pack(agent: &[u8]) -> Vec<u8> {
     let mut archive = cpio::Archive::new();
-    for directory in ["dev", "proc", "sys", "run", "mnt", "tmp"] {
-        archive.directory(directory, 0o755);
-    }
+    archive.directory("dev", 0o755);
     // Opened by the kernel as /init's standard streams, before anything is mounted on /dev.
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, agent);

@@ -30,6 +30,8 @@ pub struct Settings {
     pub backend: String,
     /// Pod addresses.
     pub subnet: String,
+    /// Further settings, as key and value, on top of the file.
+    pub extra: Vec<(String, String)>,
 }
 
 impl Settings {
@@ -89,6 +91,7 @@ impl Daemon {
         let child = Command::new(layout.daemon())
             .arg("--config")
             .arg(config)
+            .args(settings.extra.iter().map(|(key, value)| format!("--set={key}={value}")))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

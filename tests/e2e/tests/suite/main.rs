@@ -1,1 +1,108 @@
-fn main() {}
+//! End to end: a real daemon, real VMs, over the CRI socket, on the backend that A3S_BOX_BACKEND names.
+//!
+//! One daemon serves all scenarios in turn (`--test-threads=1`); after each one the machine is compared with how it was
+//! before, and the last one stops the daemon and compares with how everything began. Environment:
+//!
+//! - `A3S_BOX_DIST`: the installed layout under test (default `target/dist`)
+//! - `A3S_BOX_BACKEND`: `qemu` (default) or `libkrun`
+//! - `TMPDIR`: where the run's state folder is made; removed unless a scenario failed
+
+mod bad_input;
+mod bad_machine;
+mod bad_registry;
+mod cli;
+mod containers;
+mod images;
+mod logs;
+mod pods;
+mod suite;
+mod volumes;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use suite::Suite;
+
+type Scenario = fn(&Suite) -> Pin<Box<dyn Future<Output = Result<()>> + '_>>;
+
+macro_rules! scenarios {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), |suite| Box::pin($module::$name(suite)))),*]
+    };
+}
+
+const SCENARIOS: &[(&str, Scenario)] = scenarios![
+    pods::the_daemon_says_who_it_is_and_that_it_is_ready,
+    images::an_image_is_pulled_listed_and_removed,
+    images::a_pull_by_digest_is_answered_with_the_same_image,
+    bad_input::a_pod_without_metadata_is_refused,
+    bad_input::an_unknown_runtime_handler_is_named,
+    bad_input::an_unknown_image_is_not_found,
+    bad_input::a_text_that_is_no_reference_is_refused,
+    bad_input::objects_that_do_not_exist_are_not_found,
+    bad_input::stopping_and_removing_what_does_not_exist_succeeds,
+    bad_registry::statuses_of_a_registry_keep_their_meaning,
+    bad_registry::a_registry_that_hangs_costs_a_bounded_time,
+    bad_registry::a_layer_that_is_cut_off_fails_the_pull,
+    bad_registry::a_layer_with_other_bytes_than_promised_fails_the_pull,
+    bad_registry::a_layer_that_climbs_out_of_its_root_fails_the_pull,
+    bad_registry::a_config_that_lies_about_its_layers_fails_the_pull,
+    pods::a_pod_lives_its_life_in_a_kernel_of_its_own,
+    pods::a_running_pod_is_removed_by_force,
+    pods::two_pods_run_side_by_side_and_lists_are_filtered,
+    containers::stopping_means_sigterm_then_grace_then_sigkill,
+    containers::exec_gives_output_code_and_keeps_its_limit,
+    containers::environment_user_and_folder_come_from_image_and_pod,
+    containers::a_program_that_cannot_be_started_says_why,
+    containers::bad_paths_fail_with_their_reason,
+    logs::streams_are_apart_and_partial_lines_are_marked,
+    logs::a_rotated_log_is_reopened,
+    volumes::a_folder_of_the_host_is_shared_as_asked,
+    images::layers_of_every_encoding_hide_what_they_delete,
+    cli::run_gives_the_commands_output_and_exit_code,
+    cli::doctor_reports_on_this_machine,
+    bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
+    bad_machine::a_missing_hypervisor_is_named,
+    suite::nothing_is_left_when_the_daemon_has_stopped,
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if arguments.list {
+        let trials = SCENARIOS.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect();
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    if arguments.test_threads != Some(1) {
+        eprintln!("the scenarios share one daemon: run with --test-threads=1");
+        return ExitCode::FAILURE;
+    }
+    let suite = match Suite::start() {
+        Ok(suite) => Arc::new(suite),
+        Err(error) => {
+            eprintln!("the suite could not start: {error:?}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!(
+        "backend {}, layout {}, state {}",
+        suite.backend(),
+        suite.layout_shown(),
+        suite.state().display()
+    );
+    let trials = SCENARIOS.iter().map(|(name, scenario)| trial(&suite, name, *scenario)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if conclusion.has_failed() {
+        suite.keep_state();
+    }
+    conclusion.exit_code()
+}
+
+fn trial(suite: &Arc<Suite>, name: &'static str, scenario: Scenario) -> Trial {
+    let suite = Arc::clone(suite);
+    Trial::test(name, move || suite.run(scenario).map_err(|error| Failed::from(format!("{error:?}"))))
+}

@@ -1,0 +1,177 @@
+//! Containers: signals, exec, identity, failures.
+
+use std::time::{Duration, Instant};
+
+use a3s_box_cri::proto::{
+    ContainerConfig, ContainerState, Int64Value, KeyValue, LinuxContainerConfig,
+    LinuxContainerSecurityContext,
+};
+use anyhow::{Context, Result, ensure};
+use tonic::Code;
+
+use crate::suite::{Suite, exit_code, launch, log_lines, logged};
+
+pub(crate) async fn stopping_means_sigterm_then_grace_then_sigkill(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("stopping")?;
+    let pod = client.run_pod(&config).await?;
+    let wait = "while :; do sleep 1 & wait $!; done";
+    let polite = suite.script("polite", &format!("trap 'echo bye; exit 7' TERM; echo up; {wait}"));
+    let stubborn = suite.script("stubborn", &format!("trap 'echo never' TERM; echo up; {wait}"));
+    let polite = launch(&mut client, &pod, polite, &config).await?;
+    let stubborn = launch(&mut client, &pod, stubborn, &config).await?;
+    logged(&config, "polite", "up").await?;
+    logged(&config, "stubborn", "up").await?;
+
+    let asked = Instant::now();
+    client.stop(&polite, 30).await?;
+    ensure!(
+        asked.elapsed() < Duration::from_secs(15),
+        "the grace period was waited out: {:?}",
+        asked.elapsed()
+    );
+    let status = client.container_status(&polite).await?;
+    ensure!(status.exit_code == 7, "{status:?}");
+    logged(&config, "polite", "bye").await?;
+
+    let asked = Instant::now();
+    client.stop(&stubborn, 2).await?;
+    let took = asked.elapsed();
+    ensure!(took >= Duration::from_secs(2) && took < Duration::from_secs(15), "killed after {took:?}");
+    let status = client.container_status(&stubborn).await?;
+    ensure!(status.exit_code == 137 && status.state() == ContainerState::ContainerExited, "{status:?}");
+    logged(&config, "stubborn", "never").await?;
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn exec_gives_output_code_and_keeps_its_limit(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("exec")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+
+    let answer = client.exec(&container, &["sh", "-c", "echo out; echo err >&2; exit 5"], 20).await?;
+    ensure!(answer.stdout == b"out\n" && answer.stderr == b"err\n" && answer.exit_code == 5, "{answer:?}");
+    let large = client.exec(&container, &["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x"], 60).await?;
+    ensure!(large.stdout.len() == 300_000, "{} bytes of 300000 arrived", large.stdout.len());
+
+    let asked = Instant::now();
+    let late =
+        client.exec(&container, &["sleep", "600"], 2).await.err().context("an exec over its limit fails")?;
+    ensure!(late.code() == Code::DeadlineExceeded, "{late}");
+    ensure!(asked.elapsed() < Duration::from_secs(20), "the limit of 2 s took {:?}", asked.elapsed());
+    let processes = client.exec(&container, &["ps"], 20).await?;
+    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
+    ensure!(!processes.contains("sleep 600"), "the process over its limit lives on: {processes}");
+
+    let missing = client.exec(&container, &["/no/such/program"], 20).await;
+    let refused = match &missing {
+        Ok(answer) => matches!(answer.exit_code, 126 | 127),
+        Err(status) => status.message().contains("/no/such/program"),
+    };
+    ensure!(refused, "a missing program: {missing:?}");
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn environment_user_and_folder_come_from_image_and_pod(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("identity")?;
+    let pod = client.run_pod(&config).await?;
+    let script =
+        "echo $FROM_IMAGE/$FROM_POD; id -u; id -g; id -G; pwd; ls -d /proc/[0-9]* | wc -l; touch /new 2>&1";
+    let container = ContainerConfig {
+        working_dir: "/home/app".to_owned(),
+        envs: vec![KeyValue { key: "FROM_POD".to_owned(), value: "too".into() }],
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                run_as_user: Some(Int64Value { value: 1000 }),
+                run_as_group: Some(Int64Value { value: 1000 }),
+                supplemental_groups: vec![3000],
+                readonly_rootfs: true,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..suite.script("main", script)
+    };
+    let container = launch(&mut client, &pod, container, &config).await?;
+    exit_code(&client, &container).await?;
+    logged(&config, "main", "/home/app").await?;
+    let lines: Vec<String> = log_lines(&config, "main")?.into_iter().map(|(_, _, message)| message).collect();
+    ensure!(lines[..3] == ["yes/too", "1000", "1000"], "{lines:?}");
+    let groups: Vec<&str> = lines[3].split(' ').collect();
+    // 2000 comes from the image's /etc/group, 3000 from the pod.
+    ensure!(["1000", "2000", "3000"].iter().all(|group| groups.contains(group)), "groups {groups:?}");
+    let processes: u32 = lines[5].trim().parse().with_context(|| format!("a number: {lines:?}"))?;
+    ensure!(processes <= 4, "the container sees {processes} processes: not a pid namespace of its own");
+    ensure!(lines[6].contains("Read-only file system"), "a read-only root can be written: {lines:?}");
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_program_that_cannot_be_started_says_why(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("noprogram")?;
+    let pod = client.run_pod(&config).await?;
+    let container =
+        ContainerConfig { command: vec!["/no/such/program".to_owned()], ..suite.script("main", "") };
+    let container = client.create(&pod, container, &config).await?;
+    let error = client.start(&container).await.err().context("starting a program that is not there fails")?;
+    ensure!(error.message().contains("/no/such/program"), "the message does not name the program: {error}");
+    let status = client.container_status(&container).await?;
+    ensure!(status.state() == ContainerState::ContainerExited && status.exit_code != 0, "{status:?}");
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn bad_paths_fail_with_their_reason(suite: &Suite) -> Result<()> {
+    use a3s_box_cri::proto::{Device, Mount};
+    let mut client = suite.client()?;
+    let config = suite.pod("badpaths")?;
+    let pod = client.run_pod(&config).await?;
+    let long = format!("/{}", "x".repeat(5000));
+    let mount = |host: &str, inside: &str| Mount {
+        host_path: host.to_owned(),
+        container_path: inside.to_owned(),
+        ..Default::default()
+    };
+    let base = |name: &str| suite.script(name, "true");
+    let broken = [
+        (
+            "missing",
+            ContainerConfig { mounts: vec![mount("/no/such/folder", "/data")], ..base("missing") },
+            "/no/such/folder",
+        ),
+        ("relative", ContainerConfig { mounts: vec![mount("/tmp", "data")], ..base("relative") }, "data"),
+        ("longmount", ContainerConfig { mounts: vec![mount("/tmp", &long)], ..base("longmount") }, "xxx"),
+        (
+            "device",
+            ContainerConfig {
+                devices: vec![Device {
+                    host_path: "/dev/no-such-device".to_owned(),
+                    container_path: long.clone(),
+                    permissions: "rw".to_owned(),
+                }],
+                ..base("device")
+            },
+            "device",
+        ),
+        (
+            "logpath",
+            ContainerConfig { log_path: "../../../escape.log".to_owned(), ..base("logpath") },
+            "escape.log",
+        ),
+    ];
+    for (name, container, word) in broken {
+        let outcome = match client.create(&pod, container, &config).await {
+            Ok(id) => client.start(&id).await,
+            Err(status) => Err(status),
+        };
+        let error = outcome.err().with_context(|| format!("{name}: accepted"))?;
+        ensure!(error.code() != Code::Unknown && error.message().contains(word), "{name}: {error}");
+    }
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
