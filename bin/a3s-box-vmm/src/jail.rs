@@ -34,8 +34,8 @@ pub(crate) struct Opened {
     pub(crate) console: File,
     /// The logs, for cutting them.
     pub(crate) logs: Vec<File>,
-    /// The scratch disk, for an emulator that may not open it.
-    pub(crate) scratch: File,
+    /// The scratch disk, for an emulator that may not open it; a trial has none.
+    pub(crate) scratch: Option<File>,
     /// The taps of the plan's NICs, for an emulator that may not open them.
     pub(crate) taps: Vec<File>,
 }
@@ -47,16 +47,16 @@ impl Opened {
             let opened = OpenOptions::new().read(read).append(true).open(&path);
             opened.with_context(|| format!("open {}", path.display()))
         };
-        let scratch = &spec.plan.scratch;
+        let scratch = || {
+            let path = &spec.plan.scratch;
+            let opened = OpenOptions::new().read(true).write(true).open(path);
+            opened.with_context(|| format!("open the scratch disk {}", path.display()))
+        };
         Ok(Self {
             // Not readable: QEMU takes an inherited descriptor only with the access mode that it would have used.
             console: log(CONSOLE_LOG, false)?,
             logs: vec![log(CONSOLE_LOG, true)?, log(VMM_LOG, true)?],
-            scratch: OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(scratch)
-                .with_context(|| format!("open the scratch disk {}", scratch.display()))?,
+            scratch: (!spec.trial).then(scratch).transpose()?,
             taps: match &spec.hypervisor {
                 // It opens them by name.
                 Hypervisor::Libkrun => Vec::new(),
@@ -106,11 +106,11 @@ impl Binds {
         let wanted = [
             (&plan.kernel, jail::KERNEL, READ_ONLY | MountFlags::NOEXEC),
             (&plan.initramfs, jail::INITRAMFS, READ_ONLY | MountFlags::NOEXEC),
-            (&plan.scratch, jail::SCRATCH, writable),
             (&sockets, jail::VSOCK, writable),
         ];
+        let scratch = (!spec.trial).then_some((&plan.scratch, jail::SCRATCH, writable));
         let open = |(path, target, flags): (&PathBuf, _, _)| Ok((clone(path)?, target, flags));
-        wanted.into_iter().map(open).collect::<anyhow::Result<_>>().map(Self)
+        wanted.into_iter().chain(scratch).map(open).collect::<anyhow::Result<_>>().map(Self)
     }
 
     fn place(&self) -> anyhow::Result<()> {

@@ -40,7 +40,9 @@ pub(crate) fn run(spec: &LaunchSpec, opened: Opened, status: &Status) -> anyhow:
     context.machine(plan, &cmdline::compose(plan, &spec.hypervisor))?;
     context.console(opened.console.into_raw_fd())?;
     context.share()?;
-    context.scratch()?;
+    if !spec.trial {
+        context.scratch()?;
+    }
     context.sockets(plan)?;
     for nic in plan.network.iter().flat_map(|network| &network.nics) {
         context.nic(nic)?;

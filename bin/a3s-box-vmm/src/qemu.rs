@@ -84,12 +84,12 @@ fn emulator(
     qemu: &QemuSpec,
     cmdline: &str,
     console: File,
-    scratch: File,
+    scratch: Option<File>,
     taps: Vec<File>,
 ) -> anyhow::Result<Child> {
-    [&console, &scratch].into_iter().chain(&taps).try_for_each(inherit)?;
+    [&console].into_iter().chain(&scratch).chain(&taps).try_for_each(inherit)?;
     let inherited = Inherited {
-        scratch: scratch.as_raw_fd(),
+        scratch: scratch.as_ref().map(AsRawFd::as_raw_fd),
         console: console.as_raw_fd(),
         taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };

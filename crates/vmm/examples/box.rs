@@ -30,6 +30,23 @@ async fn main() {
         virtiofsd: helpers.join("virtiofsd"),
         vhost_device_vsock: helpers.join("vhost-device-vsock"),
     };
+    if args[0] == "probe" {
+        let config = a3s_box_vmm::ProbeConfig {
+            requested: a3s_box_vmm::Requested::Auto,
+            parts,
+            kernel: args[1].clone().into(),
+            initramfs: args[2].clone().into(),
+            dir: dir.clone(),
+            cache: dir.join("verdict.json"),
+            limit: a3s_box_vmm::probe::TRIAL_LIMIT,
+        };
+        for _ in 0..2 {
+            let started = std::time::Instant::now();
+            let verdict = a3s_box_vmm::probe(&config).await;
+            println!("{verdict:#?} after {:?}", started.elapsed());
+        }
+        return;
+    }
     let limit = Duration::from_secs(20);
     let backend: Box<dyn Vmm> = match args[0].as_str() {
         "libkrun" => Box::new(LibkrunVmm::new(vmm, limit)),
@@ -95,7 +112,8 @@ async fn main() {
                 Ok(mut stream) => {
                     stream.write_all(command.as_bytes()).await.unwrap();
                     let mut answer = Vec::new();
-                    let read = tokio::time::timeout(Duration::from_secs(4), stream.read_to_end(&mut answer)).await;
+                    let read =
+                        tokio::time::timeout(Duration::from_secs(4), stream.read_to_end(&mut answer)).await;
                     println!("{command}: {} {read:?}", String::from_utf8_lossy(&answer));
                 }
                 Err(error) => println!("{command}: {error}"),

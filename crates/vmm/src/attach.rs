@@ -142,7 +142,8 @@ fn clone_tree(attachment: &Attachment) -> io::Result<OwnedFd> {
 /// The namespace's own root will not do: where the daemon itself runs in a chroot, that is what lies
 /// around it. All further paths are therefore relative.
 fn enter(jailed: &Jailed) -> io::Result<()> {
-    let root = openat(CWD, format!("/proc/{}/root", jailed.pid), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let root =
+        openat(CWD, format!("/proc/{}/root", jailed.pid), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     // Only now: if the process is still there, the root that was opened before is its own.
     if has_ended(&jailed.pidfd)? {
         return Err(Errno::SRCH.into());

@@ -67,6 +67,8 @@ pub struct LaunchSpec {
     pub plan: BoxPlan,
     /// How it is run.
     pub hypervisor: Hypervisor,
+    /// Without the scratch disk: a boot that only proves that guests run here.
+    pub trial: bool,
 }
 
 impl LaunchSpec {

@@ -11,7 +11,7 @@ pub mod launch;
 pub mod libkrun;
 mod machine;
 mod ports;
-// pub mod probe;
+pub mod probe;
 mod process;
 pub mod qemu;
 pub mod seam;
@@ -21,7 +21,7 @@ mod words;
 
 pub use launch::{Accel, read_facts};
 pub use libkrun::LibkrunVmm;
-// pub use probe::{ProbeConfig, ProbeError, Requested, Verdict, probe};
+pub use probe::{ProbeConfig, ProbeError, Requested, Verdict, probe};
 pub use qemu::{QemuParts, QemuVmm};
 pub use seam::{
     Attachment, BackendKind, BootTimes, BoxPlan, Machine, MachineExit, MachineFacts, PlanNetwork, PlanNic,

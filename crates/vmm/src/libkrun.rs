@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::LaunchError;
-use crate::launch::Hypervisor;
+use crate::launch::{Hypervisor, LaunchSpec};
 use crate::machine::BoxMachine;
 use crate::seam::{BackendKind, BoxPlan, Machine, MachineFacts, Vmm};
 use crate::starter::{self, Part};
@@ -51,7 +51,8 @@ impl Vmm for LibkrunVmm {
 
     async fn launch(&self, plan: &BoxPlan) -> Result<Box<dyn Machine>, LaunchError> {
         starter::check(&self.required())?;
-        Ok(Box::new(starter::launch(&self.vmm, Hypervisor::Libkrun, plan, self.limit).await?))
+        let spec = LaunchSpec { plan: plan.clone(), hypervisor: Hypervisor::Libkrun, trial: false };
+        Ok(Box::new(starter::launch(&self.vmm, spec, self.limit).await?))
     }
 
     async fn adopt(

@@ -15,11 +15,11 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
 
 use crate::error::LaunchError;
-use crate::launch::{CONSOLE_LOG, FACTS_FILE, Hypervisor, LaunchSpec, PLAN_FILE, Report, VMM_LOG, VSOCK_DIR};
+use crate::launch::{CONSOLE_LOG, FACTS_FILE, LaunchSpec, PLAN_FILE, Report, VMM_LOG, VSOCK_DIR};
 use crate::machine::BoxMachine;
 use crate::ports::Ports;
 use crate::process::{self, Watched, describe};
-use crate::seam::{BootTimes, BoxPlan, MachineFacts};
+use crate::seam::{BootTimes, MachineFacts};
 use crate::words::last_words;
 
 /// How much of the log a launch error carries.
@@ -43,13 +43,9 @@ pub(crate) fn check(parts: &[Part<'_>]) -> Result<(), LaunchError> {
 }
 
 /// Starts a box. Dropping the future, like any error, ends what it has started.
-pub(crate) async fn launch(
-    vmm: &Path,
-    hypervisor: Hypervisor,
-    plan: &BoxPlan,
-    limit: Duration,
-) -> Result<BoxMachine, LaunchError> {
+pub(crate) async fn launch(vmm: &Path, spec: LaunchSpec, limit: Duration) -> Result<BoxMachine, LaunchError> {
     let launched = Instant::now();
+    let plan = &spec.plan;
     check(&[
         Part {
             what: "the guest kernel",
@@ -61,13 +57,11 @@ pub(crate) async fn launch(
             path: &plan.initramfs,
             remedy: "build it (cargo xtask build) or set its path",
         },
-        Part {
-            what: "the scratch disk",
-            path: &plan.scratch,
-            remedy: "it should have been made for this box",
-        },
     ])?;
-    let spec = LaunchSpec { plan: plan.clone(), hypervisor };
+    if !spec.trial {
+        let remedy = "it should have been made for this box";
+        check(&[Part { what: "the scratch disk", path: &plan.scratch, remedy }])?;
+    }
     let ports = prepare(&spec)?;
     let ready = ports.listen(READY_PORT).map_err(|source| LaunchError::Io {
         step: "listen for the guest in",

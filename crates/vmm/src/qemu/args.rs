@@ -12,8 +12,8 @@ pub const VSOCK_SOCKET: &str = "/run/vsock";
 /// Descriptors that QEMU inherits, so that it need not be allowed to open anything.
 #[derive(Debug, Clone)]
 pub struct Inherited {
-    /// The scratch disk, read-write.
-    pub scratch: i32,
+    /// The scratch disk, read-write; a trial has none.
+    pub scratch: Option<i32>,
     /// The console's log, append-only.
     pub console: i32,
     /// One tap per NIC of the plan, in its order.
@@ -44,15 +44,14 @@ pub fn emulator(plan: &BoxPlan, spec: &QemuSpec, cmdline: &str, inherited: &Inhe
     add("-device", format!("vhost-user-fs-device,chardev=fs,tag={SHARE_TAG},queue-size=1024"));
     add("-chardev", format!("socket,id=vsock,path={VSOCK_SOCKET}"));
     add("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
-    // Nothing on the scratch disk outlives the box: flushing it to the host's disk would only cost time.
-    add("-add-fd", format!("fd={},set=2", inherited.scratch));
-    let file = "driver=file,node-name=scratch-file,filename=/dev/fdset/2,locking=off,discard=unmap,cache.no-flush=on";
-    add("-blockdev", file.to_owned());
-    add(
-        "-blockdev",
-        "driver=raw,node-name=scratch,file=scratch-file,discard=unmap,cache.no-flush=on".to_owned(),
-    );
-    add("-device", "virtio-blk-device,drive=scratch,discard=on".to_owned());
+    if let Some(scratch) = inherited.scratch {
+        // Nothing on the scratch disk outlives the box: flushing it to the host's disk would only cost time.
+        let cache = "discard=unmap,cache.no-flush=on";
+        add("-add-fd", format!("fd={scratch},set=2"));
+        add("-blockdev", format!("driver=file,node-name=file,filename=/dev/fdset/2,locking=off,{cache}"));
+        add("-blockdev", format!("driver=raw,node-name=scratch,file=file,{cache}"));
+        add("-device", "virtio-blk-device,drive=scratch,discard=on".to_owned());
+    }
     let nics = plan.network.iter().flat_map(|network| &network.nics);
     for (index, (nic, tap)) in nics.zip(&inherited.taps).enumerate() {
         add("-netdev", format!("tap,id=net{index},fd={tap}"));
@@ -117,7 +116,8 @@ mod tests {
     use crate::seam::PlanNetwork;
 
     fn arguments(plan: &BoxPlan, accel: Accel, taps: Vec<i32>) -> String {
-        emulator(plan, &spec(accel), "console=ttyS0", &Inherited { scratch: 7, console: 8, taps }).join(" ")
+        emulator(plan, &spec(accel), "console=ttyS0", &Inherited { scratch: Some(7), console: 8, taps })
+            .join(" ")
     }
 
     #[test]

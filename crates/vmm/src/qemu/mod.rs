@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::LaunchError;
-use crate::launch::{Accel, Hypervisor, QemuSpec};
+use crate::launch::{Accel, Hypervisor, LaunchSpec, QemuSpec};
 use crate::machine::BoxMachine;
 use crate::seam::{BackendKind, BoxPlan, Machine, MachineFacts, Vmm};
 use crate::starter::{self, Part};
@@ -50,7 +50,7 @@ impl QemuVmm {
         Self { parts, accel, limit }
     }
 
-    fn hypervisor(&self) -> Hypervisor {
+    pub(crate) fn hypervisor(&self) -> Hypervisor {
         Hypervisor::Qemu(QemuSpec {
             emulator: self.parts.emulator.clone(),
             virtiofsd: self.parts.virtiofsd.clone(),
@@ -83,7 +83,8 @@ impl Vmm for QemuVmm {
 
     async fn launch(&self, plan: &BoxPlan) -> Result<Box<dyn Machine>, LaunchError> {
         starter::check(&self.required())?;
-        Ok(Box::new(starter::launch(&self.parts.vmm, self.hypervisor(), plan, self.limit).await?))
+        let spec = LaunchSpec { plan: plan.clone(), hypervisor: self.hypervisor(), trial: false };
+        Ok(Box::new(starter::launch(&self.parts.vmm, spec, self.limit).await?))
     }
 
     async fn adopt(
