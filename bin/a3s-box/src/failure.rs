@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use crate::tell;
+
 /// We failed; the command did not run.
 pub(crate) const OUR_FAILURE: u8 = 125;
 /// `--timeout` passed, as timeout(1) says it.
@@ -17,7 +19,7 @@ pub(crate) fn usage_code(asked: &clap::Error) -> u8 {
 
 /// Prints an error and its causes to stderr, each cause once: many messages of libraries repeat their source.
 pub(crate) fn print(error: &anyhow::Error) {
-    eprint!("{}", render(error.as_ref()));
+    tell::err(render(error.as_ref()));
 }
 
 fn render(error: &(dyn Error + 'static)) -> String {

@@ -10,15 +10,17 @@ use a3s_box_image::ImageRecord;
 use crate::cli::{ImagesArgs, PullArgs, RmiArgs};
 use crate::progress::Show;
 use crate::standalone::Standalone;
+use crate::tell;
+use crate::tell::note;
 
 pub(crate) async fn pull(config: Config, args: PullArgs) -> anyhow::Result<u8> {
     let store = Standalone::open(&config, &args.registry.plain_http).await?;
     let show = if args.quiet { Show::Quiet } else { Show::Progress };
     let record = store.pull(&args.image, show).await?;
     if args.quiet {
-        println!("{}", record.id);
+        tell::out(format_args!("{}\n", record.id));
     } else {
-        println!("{} {} ({})", record.display_name(), record.id, HumanBytes(record.size));
+        tell::out(format_args!("{} {} ({})\n", record.display_name(), record.id, HumanBytes(record.size)));
     }
     Ok(0)
 }
@@ -28,9 +30,9 @@ pub(crate) async fn list(config: Config, args: ImagesArgs) -> anyhow::Result<u8>
     let mut records = store.images.list();
     records.sort_by(|a, b| a.display_name().cmp(b.display_name()));
     if args.quiet {
-        records.iter().for_each(|record| println!("{}", record.id));
+        records.iter().for_each(|record| tell::out(format_args!("{}\n", record.id)));
     } else {
-        print!("{}", table(&records, SystemTime::now()));
+        tell::out(table(&records, SystemTime::now()));
     }
     Ok(0)
 }
@@ -41,13 +43,15 @@ pub(crate) async fn remove(config: Config, args: RmiArgs) -> anyhow::Result<u8> 
     let mut code = 0;
     for name in &args.images {
         match store.images.remove(name).await {
-            Ok(Some(record)) => println!("removed {} {}", record.display_name(), short(&record.id)),
+            Ok(Some(record)) => {
+                tell::out(format_args!("removed {} {}\n", record.display_name(), short(&record.id)))
+            }
             Ok(None) => {
-                eprintln!("a3s-box: the image {name} is not here");
+                note!("the image {name} is not here");
                 code = 1;
             }
             Err(error) => {
-                eprintln!("a3s-box: could not remove the image {name}: {error}");
+                note!("could not remove the image {name}: {error}");
                 code = 1;
             }
         }

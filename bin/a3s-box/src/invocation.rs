@@ -19,6 +19,8 @@ use a3s_box_host::{Config, InstanceLock, Layout, LockError, backend, start_boxes
 use a3s_box_runtime::BoxManager;
 use a3s_box_store::RedbStore;
 
+use crate::tell::note;
+
 /// Nobody else opens the records of an invocation.
 const RECORDS_WAIT: Duration = Duration::from_secs(1);
 
@@ -101,11 +103,11 @@ pub(crate) async fn sweep(config: &Config) {
             for invocation in invocations {
                 let name = invocation.name.clone();
                 if let Err(error) = clear(invocation).await {
-                    eprintln!("a3s-box: could not clean up after {name}, which was killed: {error:#}");
+                    note!("could not clean up after {name}, which was killed: {error:#}");
                 }
             }
         }
-        Err(error) => eprintln!("a3s-box: could not look for leftovers: {error:#}"),
+        Err(error) => note!("could not look for leftovers: {error:#}"),
     }
 }
 

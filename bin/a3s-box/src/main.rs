@@ -14,6 +14,7 @@ mod size;
 mod spec;
 mod standalone;
 mod streams;
+mod tell;
 mod terminal;
 mod timings;
 
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> anyhow::Result<u8> {
     if let Command::Config { command: ConfigCommand::Default } = cli.command {
-        print!("{}", Config::default_file());
+        tell::out(Config::default_file());
         return Ok(0);
     }
     let config = cli.config.load()?;
@@ -71,15 +72,15 @@ async fn command(command: Command, config: Config) -> anyhow::Result<u8> {
         Command::Rmi(args) => images::remove(config, args).await,
         Command::Doctor { json } => report::doctor(config, json).await,
         Command::Config { command: ConfigCommand::Default | ConfigCommand::Show } => {
-            print!("{}", config.render());
+            tell::out(config.render());
             Ok(0)
         }
         Command::Config { command: ConfigCommand::Check } => {
-            println!("the configuration is right");
+            tell::out(format_args!("the configuration is right\n"));
             Ok(0)
         }
         Command::Version => {
-            println!("a3s-box {}", env!("CARGO_PKG_VERSION"));
+            tell::out(format_args!("a3s-box {}\n", env!("CARGO_PKG_VERSION")));
             Ok(0)
         }
     }

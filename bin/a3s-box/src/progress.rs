@@ -11,6 +11,8 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 use a3s_box_image::PullProgress;
 use a3s_box_image::digest::Digest;
 
+use crate::tell;
+
 /// How a pull is shown.
 pub(crate) enum Show {
     /// Bars or lines, as stderr is.
@@ -100,12 +102,16 @@ impl Lines {
 
 impl PullProgress for Lines {
     fn resolved(&self, layers: usize, bytes: u64) {
-        eprintln!("pulling {}: {layers} layers, {}", self.image, HumanBytes(bytes));
+        tell::err(format_args!("pulling {}: {layers} layers, {}\n", self.image, HumanBytes(bytes)));
     }
 
     fn layer_finished(&self, layer: &Digest, reused: bool) {
         let how = if reused { "already here" } else { "done" };
-        eprintln!("  layer {} {how} after {:.1} s", short(layer), self.started.elapsed().as_secs_f64());
+        tell::err(format_args!(
+            "  layer {} {how} after {:.1} s\n",
+            short(layer),
+            self.started.elapsed().as_secs_f64()
+        ));
     }
 }
 

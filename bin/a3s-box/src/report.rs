@@ -5,13 +5,15 @@ use std::io::IsTerminal;
 use a3s_box_host::Config;
 use a3s_box_host::doctor::{self, Report, Verdict};
 
+use crate::tell;
+
 /// The exit code says whether pods can run: 0 or 1.
 pub(crate) async fn doctor(config: Config, json: bool) -> anyhow::Result<u8> {
     let report = doctor::examine(&config).await;
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        tell::out(format_args!("{}\n", serde_json::to_string_pretty(&report)?));
     } else {
-        print!("{}", render(&report, std::io::stdout().is_terminal()));
+        tell::out(render(&report, std::io::stdout().is_terminal()));
     }
     Ok(if report.pods_can_run { 0 } else { 1 })
 }

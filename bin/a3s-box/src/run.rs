@@ -28,6 +28,8 @@ use crate::invocation::{self, Invocation};
 use crate::progress::Show;
 use crate::standalone::Standalone;
 use crate::streams::{self, Attempts, Copied, Event, Urgency};
+use crate::tell;
+use crate::tell::note;
 use crate::terminal::{self, RawMode};
 use crate::timings::Timings;
 use crate::{cli, spec};
@@ -66,7 +68,7 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
     if show_timings {
         timings.record("remove", since);
         timings.record("total", began);
-        eprint!("{}", timings.render());
+        tell::err(timings.render());
     }
     ended.map(|()| code)
 }
@@ -105,7 +107,7 @@ impl Work {
             Some(limit) => match tokio::time::timeout(limit, self.work(&mut events)).await {
                 Ok(code) => code?,
                 Err(_) => {
-                    eprintln!("a3s-box: not done after {limit:?} (--timeout): killed");
+                    note!("not done after {limit:?} (--timeout): killed");
                     failure::TIMED_OUT
                 }
             },
@@ -185,10 +187,7 @@ impl Work {
                     return NetworkMode::Pod;
                 }
                 if !self.args.quiet {
-                    eprintln!(
-                        "a3s-box: no network in the box: {} (--network none says so quietly)",
-                        status.message
-                    );
+                    note!("no network in the box: {} (--network none says so quietly)", status.message);
                 }
                 NetworkMode::None
             }
@@ -241,7 +240,7 @@ impl Work {
             match tokio::time::timeout(DRAIN_LIMIT, outputs).await {
                 Ok(copied) => drop(copied.context(OUTPUT_FAILED)?),
                 Err(_) => {
-                    eprintln!("a3s-box: the command ended, but its output stayed open: the rest is lost")
+                    note!("the command ended, but its output stayed open: the rest is lost")
                 }
             }
         }
@@ -254,7 +253,7 @@ impl Work {
             Event::Signal(number) => match attempts.decide(number) {
                 Urgency::Forward => number,
                 Urgency::ForwardAndHint => {
-                    eprintln!("a3s-box: the command still runs; once more kills it");
+                    note!("the command still runs; once more kills it");
                     number
                 }
                 Urgency::Kill => nix::libc::SIGKILL,
@@ -285,7 +284,7 @@ fn how_it_ended(status: SessionStatus) -> anyhow::Result<u8> {
         SessionPhase::Exited { code, reason, message, .. } => {
             if !matches!(reason.as_str(), "Completed" | "Error") {
                 let colon = if message.is_empty() { "" } else { ": " };
-                eprintln!("a3s-box: the command ended: {reason}{colon}{message}");
+                note!("the command ended: {reason}{colon}{message}");
             }
             Ok(exit_code(code))
         }

@@ -18,6 +18,7 @@ use a3s_box_store::{OpenError, RedbStore};
 
 use crate::cli::Pull;
 use crate::progress::{self, Show};
+use crate::tell::note;
 
 /// After this a waiting user is told what for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ impl Standalone {
 fn open_records(path: PathBuf) -> anyhow::Result<RedbStore> {
     match RedbStore::open(&path, PATIENCE) {
         Err(OpenError::InUse { .. }) => {
-            eprintln!("a3s-box: waiting for another a3s-box that uses the image store");
+            note!("waiting for another a3s-box that uses the image store");
             RedbStore::open(&path, LONGEST_WAIT).context("the image store is still in use by another a3s-box")
         }
         opened => Ok(opened?),
