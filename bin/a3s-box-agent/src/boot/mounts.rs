@@ -81,7 +81,7 @@ pub fn mount_host_file_systems() -> Result<(), MountError> {
         Err(error) => return Err(fail("mount", paths::SHARE)(error)),
     }
     // The disk ends with the box: nobody will replay its journal.
-    match mount(DISK, paths::SCRATCH, "ext4", MountFlags::NOATIME, Some(c"barrier=0,commit=60")) {
+    match mount(DISK, paths::SCRATCH, "ext4", MountFlags::NOATIME, Some(c"barrier=0")) {
         Ok(()) => {}
         Err(Errno::NOENT | Errno::NXIO) => {
             eprintln!("a3s-box-agent: there is no scratch disk {DISK}: writable layers are in memory");

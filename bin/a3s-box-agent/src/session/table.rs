@@ -25,8 +25,9 @@ use crate::stage::{self, SessionStage};
 const MAX_SESSIONS: usize = 1024;
 /// Execs that run or whose end was not yet told.
 const MAX_EXECS: usize = 8192;
-/// An exec whose host asks for neither its end nor its output is forgotten after this.
-const LINGER: Duration = Duration::from_secs(60);
+/// An exec that has ended is forgotten after this, whether or not the host has asked how and taken its output,
+/// unless it is still taking it.
+const LINGER: Duration = Duration::from_secs(30);
 /// How long killed processes may take to end.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -380,8 +381,10 @@ impl Table {
             exec.stdio.process_ended();
             exec.stdio.drained().await;
             exec.finish(exit);
-            // After the time a host that was interested has given up.
-            let _ = tokio::time::timeout(LINGER, exec.forgettable()).await;
+            // A host that was interested has come by then.
+            if tokio::time::timeout(LINGER, exec.forgettable()).await.is_err() {
+                exec.stdio.unattended().await;
+            }
         }
         self.execs().remove(&id);
         exec.stdio.close();

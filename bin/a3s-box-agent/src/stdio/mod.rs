@@ -169,6 +169,13 @@ impl Stdio {
         }
     }
 
+    /// Waits until no connection to an output is open.
+    pub async fn unattended(&self) {
+        for output in self.outputs() {
+            output.unattended().await;
+        }
+    }
+
     /// Nobody will ask for it again: pumps and connections end.
     pub fn close(&self) {
         self.outputs().for_each(|o| o.close());

@@ -43,6 +43,8 @@ struct Progress {
     end: u64,
     /// Counts connections; the newest one owns the stream.
     connection: u64,
+    /// Connections that are open.
+    attached: usize,
 }
 
 /// One output stream of a process.
@@ -57,7 +59,7 @@ impl Output {
     pub fn start(pipe: OwnedFd) -> io::Result<Arc<Self>> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
         let pipe = crate::sys::poll(pipe, Interest::READABLE)?;
-        let start = Progress { source: Source::Live, base: 0, end: 0, connection: 0 };
+        let start = Progress { source: Source::Live, base: 0, end: 0, connection: 0, attached: 0 };
         let output = Arc::new(Self { buffer: Mutex::default(), progress: watch::Sender::new(start) });
         tokio::spawn(Arc::clone(&output).pump(pipe));
         Ok(output)
@@ -90,9 +92,16 @@ impl Output {
         self.reach(|p| p.source >= Source::Ended).await;
     }
 
-    /// Waits until everything is read and acknowledged.
+    /// Waits until the host has asked for the stream and acknowledged everything. One that it never asked for it
+    /// may still ask for: that a process has ended says nothing about who is on the way to its output.
     pub async fn acknowledged(&self) {
-        self.reach(|p| p.source == Source::Closed || (p.source == Source::Ended && p.base == p.end)).await;
+        let taken = |p: &Progress| p.source == Source::Ended && p.base == p.end && p.connection > 0;
+        self.reach(|p| p.source == Source::Closed || taken(p)).await;
+    }
+
+    /// Waits until no connection is open.
+    pub async fn unattended(&self) {
+        self.reach(|p| p.attached == 0).await;
     }
 
     async fn reach(&self, there: impl FnMut(&Progress) -> bool) {
@@ -172,6 +181,7 @@ impl Output {
         let mut number = 0;
         self.progress.send_modify(|p| {
             p.connection += 1;
+            p.attached += 1;
             number = p.connection;
         });
         Ok(Connection { output: Arc::clone(self), number, offset: self.buffer().base() })
@@ -190,6 +200,12 @@ pub struct Connection {
     output: Arc<Output>,
     number: u64,
     offset: u64,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.output.progress.send_modify(|p| p.attached -= 1);
+    }
 }
 
 impl Connection {
