@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use a3s_box_core::spec::BoxSpec;
 use a3s_box_runtime::SessionStatus;
 
 use crate::convert::container::{image_of, session_spec};
@@ -26,9 +25,8 @@ impl CriService {
         let image_name = image_of(&config)?;
         check_privileged(&config, request.sandbox_config.as_ref())?;
         let box_id = self.box_id(request.pod_sandbox_id)?;
-        let sandbox = self.boxes.box_status(&box_id)?;
         let image = self.images.resolve(&image_name)?;
-        let spec = session_spec(config, &image.config, hostname(&sandbox.spec))?;
+        let spec = session_spec(config, &image.config)?;
         let id = self.boxes.create_session(&box_id, spec, image).await?;
         Ok(CreateContainerResponse { container_id: id.into() })
     }
@@ -121,11 +119,6 @@ impl CriService {
 fn names_id(given: &str, id: &str) -> bool {
     let digits = id.split_once(':').map_or(id, |(_, digits)| digits);
     id.starts_with(given) || digits.starts_with(given)
-}
-
-/// What the box is called inside: the pod's name where no host name was given.
-fn hostname(spec: &BoxSpec) -> &str {
-    if spec.hostname.is_empty() { &spec.identity.name } else { &spec.hostname }
 }
 
 /// A pod says beforehand that some container of it will be privileged.

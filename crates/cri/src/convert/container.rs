@@ -14,9 +14,6 @@ use crate::proto::{
 const CONTEXT: &str = "config.linux.security_context";
 const RESOURCES: &str = "config.linux.resources";
 
-/// What shells are found by in an image that does not say.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// Flags of a bind mount that `Mount.mount_options` may carry.
 const MOUNT_OPTIONS: [&str; 8] =
     ["noexec", "nosuid", "nodev", "noatime", "nodiratime", "relatime", "exec", "suid"];
@@ -35,12 +32,8 @@ fn shown_name(config: &ContainerConfig) -> Result<String, InvalidRequest> {
 }
 
 /// The session that a CreateContainer request asks for. `image` is the configuration of the image that
-/// [`image_of`] names, `hostname` what the box is called.
-pub fn session_spec(
-    config: ContainerConfig,
-    image: &ImageConfig,
-    hostname: &str,
-) -> Result<SessionSpec, InvalidRequest> {
+/// [`image_of`] names.
+pub fn session_spec(config: ContainerConfig, image: &ImageConfig) -> Result<SessionSpec, InvalidRequest> {
     let image_ref = shown_name(&config)?;
     refuse_foreign(&config)?;
     let (name, attempt) = identity(config.metadata)?;
@@ -56,7 +49,7 @@ pub fn session_spec(
         linux.resources.as_ref().map(|given| resources::oom_score_adj(given, RESOURCES)).transpose()?;
     let program =
         Program { command: config.command, args: config.args, cwd: config.working_dir, tty: config.tty };
-    let env = environment(image, hostname, config.tty, config.envs)?;
+    let env = environment(image, config.envs)?;
     Ok(SessionSpec {
         name,
         attempt,
@@ -155,21 +148,10 @@ fn command_line(
     Ok(line)
 }
 
-/// Later entries win: defaults, then the image's, then the client's.
-fn environment(
-    image: &ImageConfig,
-    hostname: &str,
-    tty: bool,
-    client: Vec<KeyValue>,
-) -> Result<Vec<String>, InvalidRequest> {
-    let mut env = vec![DEFAULT_PATH.to_owned()];
-    if !hostname.is_empty() {
-        env.push(format!("HOSTNAME={hostname}"));
-    }
-    if tty {
-        env.push("TERM=xterm".to_owned());
-    }
-    env.extend(image.env.iter().cloned());
+/// The image's variables, then the client's; later entries win. What every container has besides is the
+/// runtime's to add.
+fn environment(image: &ImageConfig, client: Vec<KeyValue>) -> Result<Vec<String>, InvalidRequest> {
+    let mut env = image.env.clone();
     for (index, KeyValue { key, value }) in client.into_iter().enumerate() {
         if key.is_empty() || key.contains(['=', '\0']) {
             let problem = format!("{key:?} cannot be the name of a variable");
@@ -272,7 +254,7 @@ mod tests {
     }
 
     fn convert(config: ContainerConfig) -> Result<SessionSpec, InvalidRequest> {
-        session_spec(config, &image(), "web-0")
+        session_spec(config, &image())
     }
 
     fn refused_field(config: ContainerConfig) -> String {
@@ -305,16 +287,16 @@ mod tests {
 
     #[test]
     fn a_container_without_any_command_is_refused() {
-        let error = session_spec(config(), &ImageConfig::default(), "").unwrap_err();
+        let error = session_spec(config(), &ImageConfig::default()).unwrap_err();
         assert_eq!(error.field, "config.command");
     }
 
     #[test]
     fn the_clients_environment_comes_last() {
         let variable = |key: &str, value: &[u8]| KeyValue { key: key.to_owned(), value: value.to_vec() };
-        let with = ContainerConfig { envs: vec![variable("A", b"client")], tty: true, ..config() };
+        let with = ContainerConfig { envs: vec![variable("A", b"client")], ..config() };
         let env = convert(with).unwrap().process.env;
-        assert_eq!(env, [DEFAULT_PATH, "HOSTNAME=web-0", "TERM=xterm", "PATH=/bin", "A=image", "A=client"]);
+        assert_eq!(env, ["PATH=/bin", "A=image", "A=client"]);
         let with = ContainerConfig { envs: vec![variable("A", b"\xff")], ..config() };
         assert_eq!(refused_field(with), "config.envs[0].value");
         let with = ContainerConfig { envs: vec![variable("A=B", b"")], ..config() };

@@ -47,7 +47,10 @@ pub(super) enum ConfigSource {
 pub(super) enum LayerSource {
     Registry(Descriptor),
     /// In a file of this machine; a docker archive states no digest.
-    File { range: FileRange, digest: Option<Digest> },
+    File {
+        range: FileRange,
+        digest: Option<Digest>,
+    },
 }
 
 impl LayerSource {
@@ -100,24 +103,74 @@ impl Source {
                     Version::Tag(_) => vec![reference.to_string()],
                     Version::Digest(_) => Vec::new(),
                 };
-                let fetch = async |descriptor: Descriptor| {
-                    let version = Version::Digest(descriptor.digest);
-                    Ok(repository.manifest(&version, limits.manifest_bytes).await?.bytes)
-                };
-                let (bytes, digest, manifest) = choose(first.bytes, first.digest, fetch).await?;
-                found(bytes, digest, manifest, limits, tags, digests, |layer| Ok(LayerSource::Registry(layer)))
+                let chosen = self.choose(first.bytes, first.digest, limits).await?;
+                found(chosen, limits, tags, digests, |layer| Ok(LayerSource::Registry(layer)))
             }
             (Self::Local(local, files), _) if local.kind == LocalKind::DockerArchive => {
                 let (files, wanted, limits) = (Arc::clone(files), local.name.clone(), *limits);
                 blocking(move || docker_archive(&files, wanted.as_deref(), &limits)).await?
             }
-            (Self::Local(local, files), _) => {
-                let (files, wanted, limits) = (Arc::clone(files), local.name.clone(), *limits);
-                let runtime = tokio::runtime::Handle::current();
-                blocking(move || runtime.block_on(layout(&files, wanted.as_deref(), &limits))).await?
-            }
+            (Self::Local(local, files), _) => self.layout(files, local.name.clone(), limits).await,
             (Self::Registry(_), Reference::Local(_)) => {
                 Err(ManifestError::NotAnImage { problem: "sought in a registry but named as a file" }.into())
+            }
+        }
+    }
+
+    /// An image of an OCI layout.
+    async fn layout(
+        &self,
+        files: &Arc<LocalFiles>,
+        wanted: Option<String>,
+        limits: &Limits,
+    ) -> Result<Found, PullCause> {
+        let (opened, limit) = (Arc::clone(files), limits.manifest_bytes);
+        let (entry, name) = blocking(move || opened.layout_entry(wanted.as_deref(), limit)).await??;
+        let digest = entry.digest.clone();
+        let bytes = self.document(entry, limits).await?;
+        let chosen = self.choose(bytes, digest, limits).await?;
+        // Layouts name images anyhow; only what is written like a registry's name is taken for one.
+        let tags = name.filter(|name| name.contains('/')).and_then(|name| normal_tag(&name));
+        let (files, limits) = (Arc::clone(files), *limits);
+        let layers = move || {
+            found(chosen, &limits, tags.into_iter().collect(), Vec::new(), |layer| {
+                let range = files.find(&blob_name(&layer.digest))?;
+                Ok(LayerSource::File { range, digest: Some(layer.digest) })
+            })
+        };
+        blocking(layers).await?
+    }
+
+    /// Follows indexes to the manifest for this platform.
+    async fn choose(
+        &self,
+        mut bytes: Vec<u8>,
+        mut digest: Digest,
+        limits: &Limits,
+    ) -> Result<Chosen, PullCause> {
+        for _ in 0..=MAX_DEPTH {
+            match parse(&bytes)? {
+                Document::Manifest(manifest) => return Ok(Chosen { bytes, digest, manifest }),
+                Document::Index(index) => {
+                    let descriptor = index.choose(&Platform::host())?;
+                    digest = descriptor.digest.clone();
+                    bytes = self.document(descriptor, limits).await?;
+                }
+            }
+        }
+        Err(ManifestError::TooDeep { limit: MAX_DEPTH }.into())
+    }
+
+    /// A manifest or index by its digest.
+    async fn document(&self, descriptor: Descriptor, limits: &Limits) -> Result<Vec<u8>, PullCause> {
+        let limit = limits.manifest_bytes;
+        match self {
+            Self::Registry(repository) => {
+                Ok(repository.manifest(&Version::Digest(descriptor.digest), limit).await?.bytes)
+            }
+            Self::Local(_, files) => {
+                let files = Arc::clone(files);
+                Ok(blocking(move || files.read_blob(&descriptor.digest, limit)).await??)
             }
         }
     }
@@ -142,38 +195,25 @@ impl Source {
     }
 }
 
-/// Follows indexes to the manifest for this platform.
-async fn choose(
-    mut bytes: Vec<u8>,
-    mut digest: Digest,
-    fetch: impl AsyncFn(Descriptor) -> Result<Vec<u8>, PullCause>,
-) -> Result<(Vec<u8>, Digest, Manifest), PullCause> {
-    for _ in 0..=MAX_DEPTH {
-        match parse(&bytes)? {
-            Document::Manifest(manifest) => return Ok((bytes, digest, manifest)),
-            Document::Index(index) => {
-                let descriptor = index.choose(&Platform::host())?;
-                digest = descriptor.digest.clone();
-                bytes = fetch(descriptor).await?;
-            }
-        }
-    }
-    Err(ManifestError::TooDeep { limit: MAX_DEPTH }.into())
+/// The manifest for this platform, as bytes and read.
+struct Chosen {
+    bytes: Vec<u8>,
+    digest: Digest,
+    manifest: Manifest,
 }
 
 fn found(
-    manifest_bytes: Vec<u8>,
-    manifest_digest: Digest,
-    manifest: Manifest,
+    chosen: Chosen,
     limits: &Limits,
     tags: Vec<String>,
     digests: Vec<String>,
     layer: impl Fn(Descriptor) -> Result<LayerSource, PullCause>,
 ) -> Result<Found, PullCause> {
+    let Chosen { bytes, digest, manifest } = chosen;
     check_count(manifest.layers.len(), limits)?;
     Ok(Found {
-        manifest: manifest_bytes,
-        manifest_digest,
+        manifest: bytes,
+        manifest_digest: digest,
         config: ConfigSource::Blob(manifest.config),
         layers: manifest.layers.into_iter().map(layer).collect::<Result<_, _>>()?,
         annotations: manifest.annotations,
@@ -187,20 +227,6 @@ fn check_count(layers: usize, limits: &Limits) -> Result<(), ManifestError> {
         return Err(ManifestError::TooManyLayers { layers, limit: limits.layers });
     }
     Ok(())
-}
-
-/// An image of an OCI layout. Blocks on the disk, though it is async for [`choose`].
-async fn layout(files: &LocalFiles, wanted: Option<&str>, limits: &Limits) -> Result<Found, PullCause> {
-    let (entry, name) = files.layout_entry(wanted, limits.manifest_bytes)?;
-    let read = async |d: Descriptor| Ok(files.read_blob(&d.digest, limits.manifest_bytes)?);
-    let bytes = read(entry.clone()).await?;
-    let (bytes, digest, manifest) = choose(bytes, entry.digest, read).await?;
-    // Layouts name images anyhow; only what is written like a registry's name is taken for one.
-    let tags = name.filter(|name| name.contains('/')).and_then(|name| normal_tag(&name)).into_iter().collect();
-    found(bytes, digest, manifest, limits, tags, Vec::new(), |layer| {
-        let range = files.find(&blob_name(&layer.digest))?;
-        Ok(LayerSource::File { range, digest: Some(layer.digest) })
-    })
 }
 
 /// An image of a docker archive. Blocks on the disk.

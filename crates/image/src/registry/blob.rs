@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::endpoint::{Endpoint, Want};
 use super::error::{RegistryError, innermost};
-use super::Repository;
+use super::{Refused, Repository};
 use crate::digest::Digest;
 
 /// So much progress makes earlier breaks forgotten.
@@ -75,21 +75,15 @@ impl Repository {
     /// Asks the hosts for the rest of a blob.
     async fn open(&self, transfer: &Transfer<'_>) -> Result<(Response, String), RegistryError> {
         let url = format!("{}/blobs/{}", self.path, transfer.digest);
-        self.first_host(&transfer.what, "pull", async |endpoint: &Endpoint| {
-            let want = Want { what: &transfer.what, path: &url, accept: "*/*", offset: transfer.got };
-            let (response, host) = endpoint.get(&want).await?;
-            let expected = match response.status() {
-                StatusCode::PARTIAL_CONTENT => transfer.size - transfer.got,
-                _ => transfer.size,
-            };
-            match response.content_length() {
-                Some(got) if got != expected => {
-                    Err(RegistryError::Length { host, what: transfer.what.clone(), expected, got })
-                }
-                Some(_) | None => Ok((response, host)),
+        let want = Want { what: &transfer.what, path: &url, accept: "*/*", offset: transfer.got };
+        let mut refused = Refused::default();
+        for endpoint in self.able("pull") {
+            match open_at(endpoint, &want, transfer.size).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => refused.by(error),
             }
-        })
-        .await
+        }
+        Err(refused.error(&transfer.what, "pull"))
     }
 
     async fn copy(
@@ -107,7 +101,12 @@ impl Repository {
             let chunk = timeout(self.timeouts.idle, response.chunk()).await;
             transfer.waited += begun.elapsed();
             let too_slow = |step, limit| {
-                Err(RegistryError::Timeout { host: host.to_owned(), what: transfer.what.clone(), step, limit })
+                Err(RegistryError::Timeout {
+                    host: host.to_owned(),
+                    what: transfer.what.clone(),
+                    step,
+                    limit,
+                })
             };
             let mut bytes = match chunk {
                 Err(_) => return too_slow("go on sending", self.timeouts.idle),
@@ -137,5 +136,24 @@ impl Repository {
                 return Ok(End::Refused);
             }
         }
+    }
+}
+
+/// Asks one host for the rest of a blob of known size.
+async fn open_at(
+    endpoint: &Endpoint,
+    want: &Want<'_>,
+    size: u64,
+) -> Result<(Response, String), RegistryError> {
+    let (response, host) = endpoint.get(want).await?;
+    let expected = match response.status() {
+        StatusCode::PARTIAL_CONTENT => size - want.offset,
+        _ => size,
+    };
+    match response.content_length() {
+        Some(got) if got != expected => {
+            Err(RegistryError::Length { host, what: want.what.to_owned(), expected, got })
+        }
+        Some(_) | None => Ok((response, host)),
     }
 }

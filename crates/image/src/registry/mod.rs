@@ -18,8 +18,8 @@ use crate::hosts::{Host, HostsError};
 use crate::manifest::ACCEPT;
 use crate::reference::{RegistryReference, Version};
 
-use self::endpoint::{Endpoint, Want};
 pub(crate) use self::blob::BlobSink;
+use self::endpoint::{Endpoint, Want};
 pub use self::error::RegistryError;
 
 /// A repository on its hosts.
@@ -52,7 +52,8 @@ impl Repository {
         let mut endpoints = Vec::with_capacity(hosts.len());
         for host in hosts {
             let client = tls::client(&host, &timeouts)?;
-            let credentials = auth.clone().filter(|auth| auth.is_for(reference.domain()) || auth.is_for(&host.authority));
+            let credentials =
+                auth.clone().filter(|auth| auth.is_for(reference.domain()) || auth.is_for(&host.authority));
             endpoints.push(Endpoint::new(host, client, &path, credentials, timeouts, retries));
         }
         Ok(Self { endpoints, path, timeouts, retries })
@@ -66,21 +67,15 @@ impl Repository {
             Version::Digest(digest) => (digest.to_string(), format!("manifest {digest}"), "pull"),
         };
         let url = format!("{}/manifests/{tail}", self.path);
-        self.first_host(&what, capability, async |endpoint: &Endpoint| {
-            let want = Want { what: &what, path: &url, accept: ACCEPT, offset: 0 };
-            let (response, host) = endpoint.get(&want).await?;
-            let announced = response
-                .headers()
-                .get("docker-content-digest")
-                .and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
-            let bytes = endpoint.body(response, &host, &what, limit).await?;
-            let expected = match version {
-                Version::Digest(digest) => Some(digest.clone()),
-                Version::Tag(_) => announced,
-            };
-            check_digest(bytes, expected, host, &what)
-        })
-        .await
+        let want = Want { what: &what, path: &url, accept: ACCEPT, offset: 0 };
+        let mut refused = Refused::default();
+        for endpoint in self.able(capability) {
+            match manifest_of(endpoint, &want, version, limit).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => refused.by(error),
+            }
+        }
+        Err(refused.error(&what, capability))
     }
 
     /// Fetches a small blob of known size and digest.
@@ -92,41 +87,73 @@ impl Repository {
     ) -> Result<Vec<u8>, RegistryError> {
         let url = format!("{}/blobs/{digest}", self.path);
         let what = format!("{what} {digest}");
-        self.first_host(&what, "pull", async |endpoint: &Endpoint| {
-            let want = Want { what: &what, path: &url, accept: "*/*", offset: 0 };
-            let (response, host) = endpoint.get(&want).await?;
-            let bytes = endpoint.body(response, &host, &what, size).await?;
-            let got = bytes.len() as u64;
-            if got != size {
-                return Err(RegistryError::Length { host, what: what.clone(), expected: size, got });
+        let want = Want { what: &what, path: &url, accept: "*/*", offset: 0 };
+        let mut refused = Refused::default();
+        for endpoint in self.able("pull") {
+            match small_blob_of(endpoint, &want, digest, size).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => refused.by(error),
             }
-            check_digest(bytes, Some(digest.clone()), host, &what).map(|fetched| fetched.bytes)
-        })
-        .await
+        }
+        Err(refused.error(&what, "pull"))
     }
 
-    /// Asks the hosts that have a capability, one after the other, until one succeeds.
-    async fn first_host<T>(
-        &self,
-        what: &str,
-        capability: &'static str,
-        ask: impl AsyncFn(&Endpoint) -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
-        let mut errors = Vec::new();
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.can(capability)) {
-            match ask(endpoint).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::debug!(%error, "a registry host did not serve {what}");
-                    errors.push(error);
-                }
-            }
-        }
-        if errors.len() > 1 {
-            return Err(RegistryError::AllHosts(errors));
-        }
-        Err(errors.pop().unwrap_or(RegistryError::NoHost { what: what.to_owned(), capability }))
+    /// The hosts that have a capability, in the order of asking.
+    fn able(&self, capability: &'static str) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(move |endpoint| endpoint.can(capability))
     }
+}
+
+/// The hosts that did not serve something.
+#[derive(Default)]
+struct Refused(Vec<RegistryError>);
+
+impl Refused {
+    fn by(&mut self, error: RegistryError) {
+        tracing::debug!(%error, "a registry host did not serve what was asked for");
+        self.0.push(error);
+    }
+
+    fn error(mut self, what: &str, capability: &'static str) -> RegistryError {
+        if self.0.len() > 1 {
+            return RegistryError::AllHosts(self.0);
+        }
+        self.0.pop().unwrap_or(RegistryError::NoHost { what: what.to_owned(), capability })
+    }
+}
+
+async fn manifest_of(
+    endpoint: &Endpoint,
+    want: &Want<'_>,
+    version: &Version,
+    limit: u64,
+) -> Result<Fetched, RegistryError> {
+    let (response, host) = endpoint.get(want).await?;
+    let announced = response
+        .headers()
+        .get("docker-content-digest")
+        .and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
+    let bytes = endpoint.body(response, &host, want.what, limit).await?;
+    let expected = match version {
+        Version::Digest(digest) => Some(digest.clone()),
+        Version::Tag(_) => announced,
+    };
+    check_digest(bytes, expected, host, want.what)
+}
+
+async fn small_blob_of(
+    endpoint: &Endpoint,
+    want: &Want<'_>,
+    digest: &Digest,
+    size: u64,
+) -> Result<Vec<u8>, RegistryError> {
+    let (response, host) = endpoint.get(want).await?;
+    let bytes = endpoint.body(response, &host, want.what, size).await?;
+    let got = bytes.len() as u64;
+    if got != size {
+        return Err(RegistryError::Length { host, what: want.what.to_owned(), expected: size, got });
+    }
+    check_digest(bytes, Some(digest.clone()), host, want.what).map(|fetched| fetched.bytes)
 }
 
 fn check_digest(
