@@ -90,6 +90,7 @@ async fn run(arguments: &Arguments, layout: &Layout, state: &Path, table: &mut T
         state: state.to_path_buf(),
         backend: arguments.backend.clone(),
         subnet: SUBNET.to_owned(),
+        extra: Vec::new(),
     };
     write_hosts_toml(&settings.certs_dir(), &registry.host())?;
     let (daemon, mut client) = tokio::select! {
