@@ -44,9 +44,15 @@ impl ErrorKind {
             Self::NotFound => "check the name and tag, and that the registry has it",
             Self::Unauthorized => "check the credentials (imagePullSecrets) and that the repository exists",
             Self::InvalidReference => "write it as [HOST[:PORT]/]NAME[:TAG|@DIGEST]",
-            Self::Corrupt => "the registry or a proxy serves bad bytes: push the image again or ask its owner",
-            Self::NoSpace => "free disk space under the state directory, for instance by removing unused images",
-            Self::Unavailable => "check that the registry runs and is reachable, and hosts.toml; then try again",
+            Self::Corrupt => {
+                "the registry or a proxy serves bad bytes: push the image again or ask its owner"
+            }
+            Self::NoSpace => {
+                "free disk space under the state directory, for instance by removing unused images"
+            }
+            Self::Unavailable => {
+                "check that the registry runs and is reachable, and hosts.toml; then try again"
+            }
             Self::Timeout => "check the network path to the registry; then try again",
             Self::Unsupported => "use an image built for this platform, in OCI or docker schema 2 format",
             Self::Internal => "see the source of the error and the daemon's log",

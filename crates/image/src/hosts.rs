@@ -324,7 +324,8 @@ impl Section<'_> {
         host.tls.client = self.client()?;
         host.tls.skip_verify |= self.boolean("skip_verify")?;
         if let Some(text) = self.string("dial_timeout")? {
-            let timeout = duration(&text).ok_or_else(|| self.wrong("dial_timeout", "a duration such as \"5s\""))?;
+            let timeout =
+                duration(&text).ok_or_else(|| self.wrong("dial_timeout", "a duration such as \"5s\""))?;
             host.connect_timeout = Some(timeout);
         }
         if let Some(headers) = self.table.get("header") {

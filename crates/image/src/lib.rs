@@ -16,6 +16,8 @@ mod config;
 pub mod digest;
 mod erofs;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hosts;
 mod layer;
 mod local;
@@ -27,6 +29,7 @@ pub mod reference;
 mod registry;
 mod store;
 mod tar;
+mod testing;
 
 pub use auth::RegistryAuth;
 pub use config::{ImageStoreConfig, Limits, Retries, Timeouts};

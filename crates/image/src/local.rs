@@ -154,7 +154,8 @@ impl LocalFiles {
         let missing = || LocalError::Missing { path: self.path.clone(), name: name.to_owned() };
         let Some(entries) = &self.entries else {
             let path = self.path.join(name);
-            let metadata = std::fs::metadata(&path).map_err(|source| LocalError::Io { path: path.clone(), source })?;
+            let metadata =
+                std::fs::metadata(&path).map_err(|source| LocalError::Io { path: path.clone(), source })?;
             if !metadata.is_file() {
                 return Err(missing());
             }
@@ -209,7 +210,9 @@ impl LocalFiles {
         let index = match parse(&self.read("index.json", limit)?).map_err(wrong)? {
             Document::Index(index) => index,
             Document::Manifest(_) => {
-                return Err(wrong(ManifestError::NotAnImage { problem: "a manifest where an index must be" }));
+                return Err(wrong(ManifestError::NotAnImage {
+                    problem: "a manifest where an index must be",
+                }));
             }
         };
         let mut named = index.named().map_err(wrong)?;

@@ -28,7 +28,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// The first format of docker, unsafe and gone since 2020.
-    #[error("the manifest has docker's schema 1, which is not supported: push the image again with a current tool")]
+    #[error(
+        "the manifest has docker's schema 1, which is not supported: push the image again with a current tool"
+    )]
     Schema1,
     /// Neither a manifest nor an index, or both at once.
     #[error("the document is {problem}")]
@@ -40,7 +42,9 @@ pub enum ManifestError {
     #[error(transparent)]
     Digest(#[from] crate::digest::DigestError),
     /// A layer that must be fetched from elsewhere.
-    #[error("layer {digest} has the type {media_type}: layers that registries may not distribute are not supported")]
+    #[error(
+        "layer {digest} has the type {media_type}: layers that registries may not distribute are not supported"
+    )]
     Foreign {
         /// Which layer.
         digest: String,
@@ -265,8 +269,11 @@ impl Index {
         {
             return entry.checked();
         }
-        let mut available: Vec<_> =
-            self.0.iter().map(|e| e.platform.as_ref().map_or("unknown".into(), Platform::to_string)).collect();
+        let mut available: Vec<_> = self
+            .0
+            .iter()
+            .map(|e| e.platform.as_ref().map_or("unknown".into(), Platform::to_string))
+            .collect();
         available.dedup();
         available.truncate(20);
         Err(ManifestError::Platform { wanted: host.to_string(), available: available.join(", ") })
@@ -322,18 +329,22 @@ struct RawRun {
 
 /// Reads an image config and checks it against this machine and its manifest's layers.
 pub(crate) fn parse_config(bytes: &[u8], layers: usize, host: &Platform) -> Result<Config, ManifestError> {
-    let raw: RawConfig =
-        serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what: "image config", source })?;
+    let raw: RawConfig = serde_json::from_slice(bytes)
+        .map_err(|source| ManifestError::Json { what: "image config", source })?;
     let told = !raw.platform.os.is_empty() || !raw.platform.architecture.is_empty();
     if told && raw.platform.rank(host).is_none() {
-        return Err(ManifestError::Platform { wanted: host.to_string(), available: raw.platform.to_string() });
+        return Err(ManifestError::Platform {
+            wanted: host.to_string(),
+            available: raw.platform.to_string(),
+        });
     }
     let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
     if diff_ids.len() != layers {
         return Err(ManifestError::LayerCount { layers, diff_ids: diff_ids.len() });
     }
     let run = raw.config.unwrap_or_default();
-    let keys = |map: Option<BTreeMap<String, serde_json::Value>>| map.unwrap_or_default().into_keys().collect();
+    let keys =
+        |map: Option<BTreeMap<String, serde_json::Value>>| map.unwrap_or_default().into_keys().collect();
     Ok(Config {
         platform: if told { raw.platform } else { host.clone() },
         created: raw.created.unwrap_or_default(),

@@ -70,13 +70,15 @@ async fn run(
     let found = source.find(&reference, &store.config.limits).await.map_err(at(Stage::Manifest))?;
     let limits = store.config.limits;
     let config_bytes = source.config(&found, limits.config_bytes).await.map_err(at(Stage::Config))?;
-    let config = parse_config(&config_bytes, found.layers.len(), &Platform::host()).map_err(at(Stage::Config))?;
+    let config =
+        parse_config(&config_bytes, found.layers.len(), &Platform::host()).map_err(at(Stage::Config))?;
     let id = Digest::sha256(&config_bytes);
 
     let blobs = [&id, &found.manifest_digest].map(Files::blob_key).to_vec();
     let _blob_pins = store.pin(blobs);
     let files = store.files.clone();
-    let documents = [(id.clone(), config_bytes.clone()), (found.manifest_digest.clone(), found.manifest.clone())];
+    let documents =
+        [(id.clone(), config_bytes.clone()), (found.manifest_digest.clone(), found.manifest.clone())];
     let write = move || documents.iter().try_for_each(|(digest, bytes)| files.write_blob(digest, bytes));
     blocking(write).await.and_then(|done| done).map_err(at(Stage::Config))?;
 

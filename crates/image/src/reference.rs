@@ -229,8 +229,11 @@ fn parse_registry(text: &str) -> Result<RegistryReference, ReferenceError> {
     if domain == DEFAULT_DOMAIN && name == remainder && is_hex_id(path) {
         return Err(ReferenceError::LooksLikeId { reference: reference() });
     }
-    let path =
-        if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
+        format!("library/{path}")
+    } else {
+        path.to_owned()
+    };
     if !is_path(&path) {
         return Err(ReferenceError::Path { reference: reference(), path });
     }
@@ -254,7 +257,11 @@ fn split_domain(name: &str) -> (&str, &str) {
                 || first == "localhost"
                 || first.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
-            if first == "index.docker.io" { (DEFAULT_DOMAIN, rest) } else { (first, rest) }
+            if first == "index.docker.io" {
+                (DEFAULT_DOMAIN, rest)
+            } else {
+                (first, rest)
+            }
         }
         Some(_) | None => (DEFAULT_DOMAIN, name),
     }
@@ -406,8 +413,28 @@ mod tests {
     fn bad_names_are_refused_with_the_part_that_is_bad() {
         let hex = "a".repeat(64);
         for text in [
-            "", ":x", "a:", "a//b", "/a", "a/", "A", "a..b", "a___b", "a/B", "a@sha256:12", "a b", "a:-x",
-            "-h.x/y", "h:99999/x", "x:y:z", "[::x]/a", "a@", "http://x/y", "ü", "a/../b", &hex,
+            "",
+            ":x",
+            "a:",
+            "a//b",
+            "/a",
+            "a/",
+            "A",
+            "a..b",
+            "a___b",
+            "a/B",
+            "a@sha256:12",
+            "a b",
+            "a:-x",
+            "-h.x/y",
+            "h:99999/x",
+            "x:y:z",
+            "[::x]/a",
+            "a@",
+            "http://x/y",
+            "ü",
+            "a/../b",
+            &hex,
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?} was taken");
         }

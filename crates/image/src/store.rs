@@ -110,7 +110,9 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => io_kind(source),
-            Self::Locked { .. } | Self::Storage(_) | Self::Encode { .. } | Self::Ending => ErrorKind::Internal,
+            Self::Locked { .. } | Self::Storage(_) | Self::Encode { .. } | Self::Ending => {
+                ErrorKind::Internal
+            }
         }
     }
 }
@@ -288,7 +290,12 @@ impl Inner {
         for record in self.images().values() {
             if record.id == new.id {
                 new.absorb(record);
-            } else if record.repo_tags.iter().chain(&record.other_names).any(|tag| new.names().any(|n| n == tag)) {
+            } else if record
+                .repo_tags
+                .iter()
+                .chain(&record.other_names)
+                .any(|tag| new.names().any(|n| n == tag))
+            {
                 let mut record = record.clone();
                 record.repo_tags.retain(|tag| !new.repo_tags.contains(tag));
                 record.other_names.retain(|name| !new.other_names.contains(name));
@@ -330,7 +337,9 @@ impl Inner {
         for record in images.values() {
             kept.extend(record.layers.iter().map(|layer| Files::erofs_key(&layer.file)));
             let digests = [&record.id, &record.manifest_digest];
-            kept.extend(digests.into_iter().filter_map(|digest| Some(Files::blob_key(&digest.parse().ok()?))));
+            kept.extend(
+                digests.into_iter().filter_map(|digest| Some(Files::blob_key(&digest.parse().ok()?))),
+            );
         }
         self.files.remove_others(&kept)
     }
@@ -377,5 +386,17 @@ impl Drop for Pins {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Callers run pulls as tasks of their own.
+    #[test]
+    fn a_pull_can_be_spawned() {
+        fn spawnable<F: Future + Send + 'static>(_: impl FnOnce(ImageStore) -> F) {}
+        spawnable(|store| async move { store.pull("x", None, None).await });
     }
 }

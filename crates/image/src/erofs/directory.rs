@@ -64,7 +64,8 @@ fn encode_block(entries: &[Entry<'_>], out: &mut Vec<u8>) {
 /// The entries of one block (or of what there is of the last one): name, nid, file type.
 /// `None` when it is malformed.
 pub(crate) fn decode(block: &[u8]) -> Option<Vec<(&[u8], u64, u8)>> {
-    let offset = |at: usize| Some(usize::from(u16::from_le_bytes(block.get(at + 8..at + 10)?.try_into().ok()?)));
+    let offset =
+        |at: usize| Some(usize::from(u16::from_le_bytes(block.get(at + 8..at + 10)?.try_into().ok()?)));
     let first = offset(0)?;
     if first == 0 || !first.is_multiple_of(DIRENT) {
         return None;

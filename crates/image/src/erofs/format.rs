@@ -45,8 +45,7 @@ pub(crate) fn file_type(mode: u16) -> u8 {
 /// The kernel's 32-bit encoding of a device (`new_encode_dev`): 12 bits of major, 20 of minor.
 /// `None` when they do not fit.
 pub(crate) fn device_number(major: u32, minor: u32) -> Option<u32> {
-    (major <= 0xfff && minor <= 0xf_ffff)
-        .then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+    (major <= 0xfff && minor <= 0xf_ffff).then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
 /// Rounds up to a multiple of `unit`.

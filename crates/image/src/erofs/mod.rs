@@ -21,8 +21,8 @@ mod writer;
 mod xattr;
 
 pub(crate) use format::{NAME_MAX, SYMLINK_MAX, device_number};
-pub(crate) use reader::{Inode, ReadAt, Reader, ReaderError};
 pub(crate) use format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG};
+pub(crate) use reader::{Inode, ReadAt, Reader, ReaderError};
 pub(crate) use tree::{Attributes, NodeId, Payload, Tree};
 pub(crate) use writer::{ImageWriter, Piece, WriterError};
 pub(crate) use xattr::{Added as XattrAdded, Xattrs};

@@ -220,8 +220,7 @@ impl<R: ReadAt> Reader<R> {
         let mut all = Vec::new();
         for number in 0..directory.size.div_ceil(BLOCK) {
             let block = self.directory_block(directory, number)?;
-            let entries =
-                directory::decode(&block).ok_or(ReaderError::Damaged("a malformed directory"))?;
+            let entries = directory::decode(&block).ok_or(ReaderError::Damaged("a malformed directory"))?;
             for (name, nid, file_type) in entries {
                 if name != b"." && name != b".." {
                     all.push((name.to_vec(), nid, file_type));

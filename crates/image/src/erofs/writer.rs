@@ -325,12 +325,8 @@ struct Plan {
 impl Plan {
     fn new(tree: &Tree) -> Self {
         let unnamed = Place { nid: 0, size: 0, tail: 0, links: 0, parent: Tree::ROOT };
-        let mut plan = Self {
-            order: Vec::new(),
-            places: vec![unnamed; tree.len()],
-            block_bytes: 0,
-            metadata_bytes: 0,
-        };
+        let mut plan =
+            Self { order: Vec::new(), places: vec![unnamed; tree.len()], block_bytes: 0, metadata_bytes: 0 };
         plan.count_links(tree);
         plan.order = tree.ids().filter(|id| plan.place(*id).links > 0).collect();
         let mut at = FIRST_INODE;
@@ -362,7 +358,8 @@ impl Plan {
                     todo.push(child);
                 }
             }
-            self.places[Tree::index(directory)].size = directory::size(dot_names(children).map(|(name, _)| name));
+            self.places[Tree::index(directory)].size =
+                directory::size(dot_names(children).map(|(name, _)| name));
         }
     }
 

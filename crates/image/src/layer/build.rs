@@ -37,7 +37,9 @@ pub(crate) enum BuildError {
     Longer { expected: u64 },
     #[error("the blob has the digest {got} instead of {expected}")]
     Digest { expected: Digest, got: Digest },
-    #[error("the uncompressed layer has the digest {got} instead of the diff id {expected} of the image config")]
+    #[error(
+        "the uncompressed layer has the digest {got} instead of the diff id {expected} of the image config"
+    )]
     DiffId { expected: Digest, got: Digest },
     #[error("the uncompressed layer is larger than the limit of {limit} bytes")]
     Bomb { limit: u64 },

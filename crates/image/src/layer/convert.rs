@@ -95,8 +95,7 @@ pub(crate) fn convert<R: Read, W: Write + Seek>(
     uuid: [u8; 16],
 ) -> Result<(R, W, Converted), ConvertError> {
     let mut tar = TarReader::new(tar);
-    let mut converter =
-        Converter { tree: Tree::new(), writer, lower, asked_lower: false };
+    let mut converter = Converter { tree: Tree::new(), writer, lower, asked_lower: false };
     while let Some(entry) = tar.next_entry()? {
         converter.entry(entry, &mut tar)?;
         if converter.tree.weight() > metadata_limit {
@@ -165,8 +164,12 @@ impl<W: Write + Seek> Converter<'_, W> {
             EntryKind::Symlink(target) => {
                 return Err(ConvertError::SymlinkTarget { path: path(), length: target.len() });
             }
-            EntryKind::CharDevice { major, minor } => Payload::CharDevice(device(&entry.path, *major, *minor)?),
-            EntryKind::BlockDevice { major, minor } => Payload::BlockDevice(device(&entry.path, *major, *minor)?),
+            EntryKind::CharDevice { major, minor } => {
+                Payload::CharDevice(device(&entry.path, *major, *minor)?)
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                Payload::BlockDevice(device(&entry.path, *major, *minor)?)
+            }
             EntryKind::Fifo => Payload::Fifo,
         };
         self.insert(parent.node(), &name, attributes, payload);
@@ -220,8 +223,7 @@ impl<W: Write + Seek> Converter<'_, W> {
         path: &[u8],
         target: &[u8],
     ) -> Result<(), ConvertError> {
-        let problem =
-            |problem| ConvertError::HardLink { path: shown(path), target: shown(target), problem };
+        let problem = |problem| ConvertError::HardLink { path: shown(path), target: shown(target), problem };
         let mut target_names = components(target)?;
         let Some(target_name) = target_names.pop() else { return Err(problem("is the root directory")) };
         let target_parent = self.directory(target_names, target)?;
@@ -266,7 +268,8 @@ impl<W: Write + Seek> Converter<'_, W> {
 
     /// What the lower layers have under a name, unless this layer hides it.
     fn below(&mut self, parent: &Trail, name: &[u8], path: &[u8]) -> Result<Option<Found>, ConvertError> {
-        let hidden = |node: NodeId| matches!(self.tree.node(node).payload, Payload::Directory { opaque: true, .. });
+        let hidden =
+            |node: NodeId| matches!(self.tree.node(node).payload, Payload::Directory { opaque: true, .. });
         if hidden(Tree::ROOT) || parent.0.iter().any(|(_, node)| hidden(*node)) {
             return Ok(None);
         }

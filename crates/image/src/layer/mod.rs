@@ -11,5 +11,8 @@ mod path;
 mod stream;
 
 pub(crate) use build::{BuildError, Expected, build};
-pub(crate) use convert::Converted;
+pub(crate) use convert::{ConvertError, Converted, convert};
 pub(crate) use lower::{Found, LayerStack, Lower, LowerError};
+
+#[cfg(test)]
+mod tests;

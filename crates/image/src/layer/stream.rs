@@ -88,7 +88,8 @@ impl<R: Read> Decompressed<R> {
     pub(super) fn new(mut blob: R) -> io::Result<Self> {
         let mut head = Vec::with_capacity(4);
         blob.by_ref().take(4).read_to_end(&mut head)?;
-        let (gzip, zstd) = (head.starts_with(GZIP_MAGIC), head.starts_with(ZSTD_MAGIC) || is_skippable(&head));
+        let (gzip, zstd) =
+            (head.starts_with(GZIP_MAGIC), head.starts_with(ZSTD_MAGIC) || is_skippable(&head));
         let blob = BufReader::with_capacity(BUFFER, io::Cursor::new(head).chain(blob));
         if gzip {
             Ok(Self::Gzip(Box::new(MultiGzDecoder::new(blob))))

@@ -91,8 +91,5 @@ fn a_config_with_nulls_is_read_and_the_layers_are_counted() {
         parse_config(text.as_bytes(), 2, &linux("amd64")),
         Err(ManifestError::LayerCount { layers: 2, diff_ids: 1 })
     ));
-    assert!(matches!(
-        parse_config(text.as_bytes(), 1, &linux("arm64")),
-        Err(ManifestError::Platform { .. })
-    ));
+    assert!(matches!(parse_config(text.as_bytes(), 1, &linux("arm64")), Err(ManifestError::Platform { .. })));
 }

@@ -164,8 +164,7 @@ impl LayerJob {
             size: self.source.size(),
             diff_id: self.diff_id.clone(),
         };
-        let mut lower =
-            PendingLower { runtime: Handle::current(), below: self.below.clone(), stack: None };
+        let mut lower = PendingLower { runtime: Handle::current(), below: self.below.clone(), stack: None };
         let (limits, spool) = (self.store.config.limits, self.store.files.tmp());
         let work = move || build(reader, &expected, output, &spool, &mut lower, &limits);
         Ok(blocking(work).await??)

@@ -21,7 +21,8 @@ impl PendingLower {
     fn wait(&mut self) -> Result<LayerStack<File>, LowerError> {
         let mut files = Vec::with_capacity(self.below.len());
         for layer in &mut self.below {
-            let ready = self.runtime.block_on(layer.wait_for(LayerReady::is_some)).map_err(|_| LowerError::Gone)?;
+            let ready =
+                self.runtime.block_on(layer.wait_for(LayerReady::is_some)).map_err(|_| LowerError::Gone)?;
             if let Some(path) = &*ready {
                 files.push(File::open(path).map_err(ReaderError::Io)?);
             }

@@ -179,7 +179,8 @@ impl Endpoint {
         let what = format!("a token for {what}");
         let response = self.send(request, &host, &what).await?;
         let status = response.status();
-        let denied = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST);
+        let denied =
+            matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST);
         if denied {
             return Err(RegistryError::Denied { host, what, presented, detail: String::new() });
         }

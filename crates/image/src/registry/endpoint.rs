@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+};
 use reqwest::{Response, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -209,8 +211,9 @@ impl Endpoint {
             return Verdict::Take(response);
         }
         let temporary = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
-        let pause = retry_after(&response, SystemTime::now())
-            .unwrap_or_else(|| self.retries.pause.saturating_mul(1 << attempt.min(16)).min(self.retries.longest_pause));
+        let pause = retry_after(&response, SystemTime::now()).unwrap_or_else(|| {
+            self.retries.pause.saturating_mul(1 << attempt.min(16)).min(self.retries.longest_pause)
+        });
         // A registry that asks for a longer pause than we make is left to the caller's next try.
         if temporary && attempt < self.retries.attempts && pause <= self.retries.longest_pause {
             tracing::debug!(%status, ?pause, "{host} asks to try {what} again");
@@ -218,7 +221,8 @@ impl Endpoint {
         }
         let mut detail = error_detail(self.body(response, host, what, ERROR_BODY).await.unwrap_or_default());
         if status == StatusCode::TOO_MANY_REQUESTS {
-            detail = format!("too many requests, next try in {} s {detail}", pause.as_secs()).trim().to_owned();
+            detail =
+                format!("too many requests, next try in {} s {detail}", pause.as_secs()).trim().to_owned();
         }
         let (host, what) = (host.to_owned(), what.to_owned());
         Verdict::Fail(match status {
@@ -249,7 +253,12 @@ impl Endpoint {
                 match timeout(self.timeouts.idle, response.chunk()).await {
                     Err(_) => {
                         let limit = self.timeouts.idle;
-                        return Err(RegistryError::Timeout { host: owned(), what: named(), step: "go on sending", limit });
+                        return Err(RegistryError::Timeout {
+                            host: owned(),
+                            what: named(),
+                            step: "go on sending",
+                            limit,
+                        });
                     }
                     Ok(Err(error)) => {
                         let (got, detail) = (bytes.len() as u64, innermost(&error.without_url()));
@@ -265,9 +274,12 @@ impl Endpoint {
         };
         match timeout(allowed, read).await {
             Ok(result) => result,
-            Err(_) => {
-                Err(RegistryError::Timeout { host: owned(), what: named(), step: "finish sending", limit: allowed })
-            }
+            Err(_) => Err(RegistryError::Timeout {
+                host: owned(),
+                what: named(),
+                step: "finish sending",
+                limit: allowed,
+            }),
         }
     }
 }

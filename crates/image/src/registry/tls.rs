@@ -57,7 +57,10 @@ fn tls_config(files: &TlsFiles) -> Result<ClientConfig, HostsError> {
     let mut config = match files.client.first() {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => builder
-            .with_client_auth_cert(certificates(certificate)?, private_key(key.as_deref().unwrap_or(certificate))?)
+            .with_client_auth_cert(
+                certificates(certificate)?,
+                private_key(key.as_deref().unwrap_or(certificate))?,
+            )
             .map_err(|error| wrong(certificate, error))?,
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

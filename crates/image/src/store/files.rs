@@ -107,7 +107,9 @@ impl Files {
             .map_err(failed("write", &target))?;
         file.persist(&target).map_err(|error| failed("rename a file to", &target)(error.error))?;
         let directory = target.parent().unwrap_or(&self.root);
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))?;
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed("sync", directory))?;
         Ok(target)
     }
 

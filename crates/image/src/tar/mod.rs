@@ -32,7 +32,9 @@ pub(crate) enum TarError {
     Checksum { offset: u64 },
     #[error("the tar header at byte {offset} has a malformed {field}")]
     Field { field: &'static str, offset: u64 },
-    #[error("the tar header at byte {offset} holds {bytes} bytes of long names or attributes, more than {MAX_EXTENSION}")]
+    #[error(
+        "the tar header at byte {offset} holds {bytes} bytes of long names or attributes, more than {MAX_EXTENSION}"
+    )]
     LongExtension { bytes: u64, offset: u64 },
     #[error("the tar header at byte {offset} has the unknown type {kind:?}")]
     UnknownType { kind: char, offset: u64 },
@@ -132,9 +134,10 @@ impl<R: Read> TarReader<R> {
         match self.block()? {
             None => Ok(None),
             Some(second) if second == [0; BLOCK] => Ok(None),
-            Some(_) => {
-                Err(TarError::Field { field: "end (a single zero block)", offset: self.offset - BLOCK as u64 })
-            }
+            Some(_) => Err(TarError::Field {
+                field: "end (a single zero block)",
+                offset: self.offset - BLOCK as u64,
+            }),
         }
     }
 
@@ -169,13 +172,19 @@ impl<R: Read> TarReader<R> {
         }
     }
 
+    /// Skips data and padding. Some tools leave out the padding of the last entry, so a tar may
+    /// end in it.
     fn skip_rest(&mut self) -> Result<(), TarError> {
-        let mut skip = self.left + self.padding;
+        let padding = self.padding;
+        let mut skip = self.left + padding;
         (self.left, self.padding) = (0, 0);
         let mut buffer = [0; 8192];
         while skip > 0 {
             let want = skip.min(buffer.len() as u64) as usize;
             let n = self.read_inner(&mut buffer[..want])?;
+            if n == 0 && skip <= padding {
+                return Ok(());
+            }
             if n == 0 {
                 return Err(TarError::Truncated { what: "an entry's data", offset: self.offset });
             }
@@ -246,7 +255,8 @@ impl<R: Read> TarReader<R> {
             None => (header.mtime().ok_or_else(field("mtime"))?, 0),
         };
         let devices = || {
-            let number = |n: Option<u64>| n.and_then(|n| u32::try_from(n).ok()).ok_or_else(field("device number"));
+            let number =
+                |n: Option<u64>| n.and_then(|n| u32::try_from(n).ok()).ok_or_else(field("device number"));
             Ok::<_, TarError>((number(header.major())?, number(header.minor())?))
         };
         let kind = match header.kind() {

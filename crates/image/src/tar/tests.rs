@@ -88,11 +88,7 @@ fn gnu_long_names_apply_to_the_next_entry_only() {
 fn sparse_files_are_understood_in_their_dialects() {
     let expected = Some(vec![(512, 3), (4096, 2)]);
     let zero_one = [
-        pax(&[
-            ("GNU.sparse.size", "5000"),
-            ("GNU.sparse.name", "real"),
-            ("GNU.sparse.map", "512,3,4096,2"),
-        ]),
+        pax(&[("GNU.sparse.size", "5000"), ("GNU.sparse.name", "real"), ("GNU.sparse.map", "512,3,4096,2")]),
         header(b"GNUSparseFile.0/real", b'0', 5).to_vec(),
         padded(b"abcde"),
     ]
@@ -161,7 +157,10 @@ fn damage_is_told_by_its_kind_and_place() {
     let huge = header(b"x", b'x', 5 << 20).to_vec();
     assert!(matches!(TarReader::new(&huge[..]).next_entry(), Err(TarError::LongExtension { .. })));
     let unknown = header(b"x", b'Z', 0).to_vec();
-    assert!(matches!(TarReader::new(&unknown[..]).next_entry(), Err(TarError::UnknownType { kind: 'Z', .. })));
+    assert!(matches!(
+        TarReader::new(&unknown[..]).next_entry(),
+        Err(TarError::UnknownType { kind: 'Z', .. })
+    ));
     let half = &whole[..100];
     assert!(matches!(TarReader::new(half).next_entry(), Err(TarError::Truncated { .. })));
 }
