@@ -23,6 +23,8 @@ use crate::netns::{self, NetnsError};
 use crate::turns::Turn;
 use crate::{names, tap, view};
 
+const REDIRECT: &str = "redirect its traffic (this needs the kernel's sch_ingress, cls_u32 and act_mirred)";
+
 /// Why a pod's interface could not be handed to a VM.
 #[derive(Debug, Error)]
 pub enum AttachError {
@@ -113,10 +115,8 @@ async fn attach_one(
     // Read before anything is changed, so that the guest gets what the plugins have left.
     let routes = netlink::routes(handle, link.index).await.map_err(refused(&pod.name, "read its routes"))?;
     let end = make_tap(handle, &tap, link.mtu, owner).await?;
-    netlink::redirect(handle, link.index, end.index)
-        .await
-        .map_err(refused(&pod.name, "redirect its traffic"))?;
-    netlink::redirect(handle, end.index, link.index).await.map_err(refused(&tap, "redirect its traffic"))?;
+    netlink::redirect(handle, link.index, end.index).await.map_err(refused(&pod.name, REDIRECT))?;
+    netlink::redirect(handle, end.index, link.index).await.map_err(refused(&tap, REDIRECT))?;
     let (addresses, routes) = view::for_guest(&pod.addresses, &routes);
     Ok(Interface { name: pod.name, mac, mtu: link.mtu, addresses, routes, tap })
 }

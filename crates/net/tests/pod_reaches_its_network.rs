@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use a3s_box_core::network::{Address, Interface, Route};
 use a3s_box_core::spec::{NetworkMode, PortMapping, PortProtocol};
 use a3s_box_net::{NetMode, TeardownRequest, tap};
+use futures::future::join_all;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 
@@ -178,6 +180,22 @@ fn two_guests_reach_each_other_and_nobody_answers_in_their_place() {
         assert_eq!(hello, Some((guest_a.mac.to_vec(), b"hello".to_vec())));
         // The namespace's own stack must not answer in the guest's place: only guest b could, and it is silent.
         assert_eq!(guest_a.arp(guest_b.ip), None);
+    });
+}
+
+#[test]
+fn thirty_pods_come_and_go_side_by_side() {
+    on_a_node(async |node| {
+        node.bridge_network("1.0.0", "", "");
+        let networking = node.site.networking();
+        let before = node.inventory();
+        let pods = join_all((1..=30).map(|n| networking.setup(request(n)))).await;
+        let addresses: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| pod.as_ref().unwrap().ips()).collect();
+        assert_eq!(addresses.len(), 60, "no two pods share an address");
+        let torn_down = join_all((1..=30).map(|n| networking.teardown(TeardownRequest::of(box_id(n))))).await;
+        assert!(torn_down.iter().all(Vec::is_empty), "{torn_down:?}");
+        run("ip link del br-test");
+        assert_eq!(node.inventory(), before);
     });
 }
 
