@@ -6,6 +6,10 @@ use crate::tell;
 
 /// We failed; the command did not run.
 pub(crate) const OUR_FAILURE: u8 = 125;
+/// The program exists and cannot be executed.
+pub(crate) const PROGRAM_NOT_EXECUTABLE: u8 = 126;
+/// There is no such program.
+pub(crate) const PROGRAM_NOT_FOUND: u8 = 127;
 /// `--timeout` passed, as timeout(1) says it.
 pub(crate) const TIMED_OUT: u8 = 124;
 /// Our output has no reader any more: 128 + SIGPIPE.

@@ -18,6 +18,7 @@ mod tell;
 mod terminal;
 mod timings;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -86,14 +87,19 @@ async fn command(command: Command, config: Config) -> anyhow::Result<u8> {
     }
 }
 
-/// People at a terminal asked for their command's output: of ours they see warnings, unless they asked for more.
+/// People asked for their command's output; what fails is told at the end. Of the rest they see what they ask for.
 fn init_tracing(config: &Config) -> anyhow::Result<()> {
     let level = match config.origin("log.level") {
-        Some(a3s_box_host::config::Origin::File { .. }) | None => "warn",
+        Some(a3s_box_host::config::Origin::File { .. }) | None => "error",
         Some(_) => &config.log.level,
     };
     let filter = tracing_subscriber::EnvFilter::try_new(level)
         .with_context(|| format!("log.level {level:?} is not a filter"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
     Ok(())
 }

@@ -23,7 +23,8 @@ fn render(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     for check in &report.checks {
         let verdict = mark(check.verdict, colours);
-        text.push_str(&format!("{verdict}  {:<width$}  {}\n", check.name, check.found));
+        let found = shortened(&check.found);
+        text.push_str(&format!("{verdict}  {:<width$}  {found}\n", check.name));
         if let Some(remedy) = &check.remedy {
             text.push_str(&format!("      {:<width$}  -> {remedy}\n", ""));
         }
@@ -34,6 +35,15 @@ fn render(report: &Report, colours: bool) -> String {
         "\nPods cannot run on this machine yet: see the lines marked FAIL.\n"
     });
     text
+}
+
+/// A guest's last words are long and `--json` has them whole.
+fn shortened(found: &str) -> String {
+    const LONGEST: usize = 200;
+    match found.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{} …", found[..at].trim_end()),
+        None => found.to_owned(),
+    }
 }
 
 fn mark(verdict: Verdict, colours: bool) -> String {

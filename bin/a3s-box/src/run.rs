@@ -20,7 +20,7 @@ use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_core::spec::NetworkMode;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_host::Config;
-use a3s_box_runtime::{Attached, BoxManager, SessionStatus};
+use a3s_box_runtime::{Attached, BoxManager, ProgramFault, RuntimeError, SessionStatus};
 
 use crate::cli::{Network, RunArgs};
 use crate::failure::{self, exit_code};
@@ -128,7 +128,7 @@ impl Work {
             false => None,
         };
         if let Err(error) = self.boxes.start_session(&session).await {
-            return self.start_failure(&session, error.into());
+            return start_failure(error);
         }
         if self.args.tty {
             self.resize(&session).await;
@@ -191,18 +191,6 @@ impl Work {
                 }
                 NetworkMode::None
             }
-        }
-    }
-
-    /// A program that cannot be executed has an exit code as a shell gives it; anything else is ours.
-    fn start_failure(&self, session: &SessionId, error: anyhow::Error) -> anyhow::Result<u8> {
-        match self.boxes.session_status(session).map(|status| status.phase) {
-            Ok(SessionPhase::Exited { code: code @ (126 | 127), .. }) => {
-                failure::print(&error);
-                Ok(exit_code(code))
-            }
-            Ok(SessionPhase::Exited { .. } | SessionPhase::Created | SessionPhase::Running { .. })
-            | Err(_) => Err(error),
         }
     }
 
@@ -276,6 +264,17 @@ impl Work {
 struct Prepared {
     session: SessionId,
     attached: Attached,
+}
+
+/// A program that cannot be executed has an exit code as a shell gives it; anything else is our failure.
+fn start_failure(error: RuntimeError) -> anyhow::Result<u8> {
+    let code = match error.program_fault() {
+        Some(ProgramFault::NotFound) => failure::PROGRAM_NOT_FOUND,
+        Some(ProgramFault::NotExecutable) => failure::PROGRAM_NOT_EXECUTABLE,
+        None => return Err(error.into()),
+    };
+    failure::print(&error.into());
+    Ok(code)
 }
 
 /// The exit code; what is not plain success or failure is told.

@@ -145,6 +145,9 @@ async fn try_out(config: &Config, layout: &Layout) -> Result<a3s_box_vmm::Verdic
     Ok(probe(&asked(config, layout, &dir, &config.run_dir)?).await?)
 }
 
+const KVM_REMEDY: &str = "/dev/kvm exists and cannot run a guest: pods run on software emulation; for hardware speed use a \
+                          machine with virtualization, or a virtual one with nested virtualization";
+
 fn kvm_check(trial: &Trial, lacking: Verdict) -> Option<Check> {
     let by = match (trial.backend, trial.accel) {
         (_, Accel::Tcg) => return None,
@@ -154,8 +157,8 @@ fn kvm_check(trial: &Trial, lacking: Verdict) -> Option<Check> {
     Some(match &trial.outcome {
         Outcome::Booted { millis } => Check::ok("KVM", format!("{by} booted a guest in {millis} ms")),
         Outcome::Present => Check::ok("KVM", "/dev/kvm opens; nothing was booted"),
-        Outcome::Failed { why, remedy } => {
-            Check::lacking("KVM", lacking, format!("tried with {by}: {why}"), remedy.clone())
+        Outcome::Failed { why, remedy: _ } => {
+            Check::lacking("KVM", lacking, format!("tried with {by}: {why}"), KVM_REMEDY)
         }
         Outcome::Lacking { what, remedy } => Check::lacking("KVM", lacking, what.clone(), remedy.clone()),
     })

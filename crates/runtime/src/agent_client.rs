@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
@@ -15,14 +16,16 @@ use tower::service_fn;
 
 use a3s_box_protocol::RPC_PORT;
 use a3s_box_protocol::proto::agent_client::AgentClient;
+use a3s_box_protocol::proto::start_failure::Cause;
 use a3s_box_protocol::proto::{
     ConfigureSandboxRequest, CreateSessionRequest, DeleteSessionRequest, ExecRequest, ExitStatus,
     ListSessionsRequest, ResizeTerminalRequest, SessionState, ShutdownRequest, SignalExecRequest,
-    SignalSessionRequest, StartSessionRequest, StartSessionResponse, WaitExecRequest, WaitSessionRequest,
+    SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse, WaitExecRequest,
+    WaitSessionRequest,
 };
 use a3s_box_vmm::Machine;
 
-use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::error::{ErrorKind, FailedStage, ProgramFault, RuntimeError};
 use crate::text::{MESSAGE_LIMIT, printable};
 
 /// No answer of an agent is larger. `ListSessions` of a thousand sessions is about 100 KiB.
@@ -36,7 +39,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 pub(crate) enum AgentError {
     /// The agent answered, and said no.
     #[error("the guest agent refused {call}: {message}")]
-    Refused { call: &'static str, code: Code, message: String },
+    Refused { call: &'static str, code: Code, message: String, program: Option<ProgramFault> },
     /// The connection failed.
     #[error("the connection to the guest agent failed during {call}: {message}")]
     Lost { call: &'static str, message: String },
@@ -49,6 +52,14 @@ impl AgentError {
     /// The agent does not know the object.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code: Code::NotFound, .. })
+    }
+
+    /// What is wrong with the program, where that was the reason.
+    pub(crate) fn program_fault(&self) -> Option<ProgramFault> {
+        match self {
+            Self::Refused { program, .. } => *program,
+            Self::Lost { .. } | Self::Timeout { .. } => None,
+        }
     }
 
     /// As an error of a stage. A guest chooses among the kinds that blame a request, never among those that
@@ -181,7 +192,38 @@ fn answered<T>(call: &'static str, result: Result<Response<T>, Status>) -> Resul
         match status.code() {
             // tonic's own words for a connection that broke or could not be made.
             Code::Unavailable | Code::Cancelled | Code::Unknown => AgentError::Lost { call, message },
-            code => AgentError::Refused { call, code, message },
+            code => AgentError::Refused { call, code, message, program: program_fault(&status) },
         }
     })
+}
+
+/// What the agent says of a program that it could not execute. Details that are no [`StartFailure`] say nothing.
+fn program_fault(status: &Status) -> Option<ProgramFault> {
+    let failure = StartFailure::decode(status.details()).ok().filter(|_| !status.details().is_empty())?;
+    match failure.cause() {
+        Cause::NotFound => Some(ProgramFault::NotFound),
+        Cause::PermissionDenied | Cause::NotExecutable => Some(ProgramFault::NotExecutable),
+        Cause::Unknown => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(details: Vec<u8>) -> Option<ProgramFault> {
+        let status = Status::with_details(Code::FailedPrecondition, "no", details.into());
+        let error = answered::<()>("StartSession", Err(status)).unwrap_err();
+        error.at(FailedStage::Start, "container x").program_fault()
+    }
+
+    #[test]
+    fn why_a_program_was_not_executed_reaches_the_caller() {
+        let details = |cause: Cause| StartFailure { cause: cause.into() }.encode_to_vec();
+        assert_eq!(refused(details(Cause::NotFound)), Some(ProgramFault::NotFound));
+        assert_eq!(refused(details(Cause::PermissionDenied)), Some(ProgramFault::NotExecutable));
+        assert_eq!(refused(details(Cause::Unknown)), None);
+        assert_eq!(refused(Vec::new()), None);
+        assert_eq!(refused(vec![0xff; 9]), None);
+    }
 }

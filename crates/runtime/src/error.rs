@@ -84,6 +84,15 @@ impl FailedStage {
     }
 }
 
+/// Why a program could not be executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProgramFault {
+    /// There is no such program.
+    NotFound,
+    /// It may not or cannot be executed.
+    NotExecutable,
+}
+
 /// An operation on a box or session that failed. It can be cloned, because everybody who joined the
 /// operation is told the same.
 #[derive(Debug, Clone, Error)]
@@ -131,6 +140,11 @@ impl RuntimeError {
     /// A record that could not be written or read.
     pub fn storage(stage: FailedStage, object: impl Into<String>, source: StorageError) -> Self {
         Self::caused(ErrorKind::Internal, stage, object, source)
+    }
+
+    /// What is wrong with the program, where that is why a session did not start.
+    pub fn program_fault(&self) -> Option<ProgramFault> {
+        self.source.as_ref()?.downcast_ref::<crate::agent_client::AgentError>()?.program_fault()
     }
 
     /// Adds what the guest said last, if it said anything.

@@ -34,6 +34,6 @@ mod text;
 pub use api::{BoxStatus, ExecOutput, NetworkReadiness, ResolvedUser, SessionStatus, Stage};
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;
-pub use error::{ErrorKind, FailedStage, RuntimeError};
+pub use error::{ErrorKind, FailedStage, ProgramFault, RuntimeError};
 pub use manager::BoxManager;
 pub use network::{NetworkSetting, PodNetworks};
