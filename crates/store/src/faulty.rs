@@ -49,7 +49,10 @@ impl<S: Storage> FaultyStore<S> {
         countdown.calls += 1;
         let call = countdown.calls;
         if countdown.fail_at == Some(call) {
-            return Err(StorageError { operation: operation.to_owned(), source: Box::new(Injected { call }) });
+            return Err(StorageError {
+                operation: operation.to_owned(),
+                source: Box::new(Injected { call }),
+            });
         }
         Ok(())
     }

@@ -103,7 +103,9 @@ fn open_when_free(path: &Path, wait: Duration) -> Result<Database, OpenError> {
             Err(DatabaseError::DatabaseAlreadyOpen) => {
                 return Err(OpenError::InUse { path: path.to_owned(), waited: start.elapsed() });
             }
-            Err(source) => return Err(OpenError::Database { path: path.to_owned(), source: Box::new(source) }),
+            Err(source) => {
+                return Err(OpenError::Database { path: path.to_owned(), source: Box::new(source) });
+            }
         }
     }
 }
@@ -114,7 +116,8 @@ fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [
 
 impl Storage for RedbStore {
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
-        get(&self.database, table, key).map_err(|source| failed(format!("read {key} of table {}", table.0), source))
+        get(&self.database, table, key)
+            .map_err(|source| failed(format!("read {key} of table {}", table.0), source))
     }
 
     fn scan(&self, table: Table) -> Result<Vec<Record>, StorageError> {

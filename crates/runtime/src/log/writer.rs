@@ -36,6 +36,11 @@ const BATCH: usize = 256 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
+/// After the process has ended, a line without an end is written when nothing has come for this long. Not every
+/// backend passes on the end of a stream before both sides have closed it, and the guest keeps its side
+/// open until all is acknowledged.
+const IDLE: Duration = Duration::from_millis(100);
+
 /// How often a stream that broke is opened again before it counts as ended.
 const STREAM_RETRIES: u32 = 5;
 
@@ -75,6 +80,8 @@ pub(crate) struct LogPlan {
 #[derive(Debug, Clone)]
 pub(crate) struct LogHandle {
     reopen: mpsc::Sender<oneshot::Sender<Result<(), LogError>>>,
+    /// To be cancelled when the process has ended.
+    pub(crate) ended: CancellationToken,
     /// Cancelled when both streams have ended and their last line is written.
     pub(crate) done: CancellationToken,
 }
@@ -110,14 +117,15 @@ pub(crate) async fn start(
             }
         },)?;
     let (reopen, requests) = mpsc::channel(4);
-    let done = CancellationToken::new();
-    let writer = Writer { plan, file, stdout: Some(stdout), stderr, requests, closing: closing.clone() };
+    let (done, ended) = (CancellationToken::new(), CancellationToken::new());
+    let (closing, stdout) = (closing.clone(), Some(stdout));
+    let writer = Writer { plan, file, stdout, stderr, requests, closing, ended: ended.clone() };
     let guard = done.clone().drop_guard();
     tasks.spawn(async move {
         writer.run().await;
         drop(guard);
     });
-    Ok(LogHandle { reopen, done })
+    Ok(LogHandle { reopen, ended, done })
 }
 
 async fn open_file(path: PathBuf, record: PathBuf) -> Result<LogFile, LogError> {
@@ -168,14 +176,26 @@ struct Writer {
     stderr: Option<Channel>,
     requests: mpsc::Receiver<oneshot::Sender<Result<(), LogError>>>,
     closing: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// Answers when an ended process has been silent in the middle of a line.
+async fn idle(ended: CancellationToken, holds_part: bool) {
+    ended.cancelled().await;
+    if !holds_part {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(IDLE).await;
 }
 
 impl Writer {
     async fn run(mut self) {
-        let closing = self.closing.clone();
+        let (closing, ended) = (self.closing.clone(), self.ended.clone());
         while self.stdout.is_some() || self.stderr.is_some() {
+            let parts =
+                [&self.stdout, &self.stderr].into_iter().flatten().any(|channel| !channel.held.is_empty());
             // A daemon that ends writes nothing more; rotation comes before new lines, so that a flood of
-            // output cannot hold it up. The two outputs are served as they come.
+            // output cannot hold it up. The two outputs are served as they come; silence is last.
             let (source, result) = tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
@@ -189,6 +209,10 @@ impl Writer {
                         result = read(&mut self.stderr) => (Source::Stderr, result),
                     }
                 } => event,
+                () = idle(ended.clone(), parts) => {
+                    self.flush_parts().await;
+                    continue;
+                }
             };
             let Some(channel) = self.slot(source).take() else { continue };
             *self.slot(source) = self.advance(channel, result).await;
@@ -202,14 +226,27 @@ impl Writer {
         }
     }
 
+    async fn flush_parts(&mut self) {
+        for source in [Source::Stdout, Source::Stderr] {
+            if let Some(mut channel) = self.slot(source).take() {
+                self.flush_part(&mut channel).await;
+                *self.slot(source) = Some(channel);
+            }
+        }
+    }
+
+    async fn flush_part(&mut self, channel: &mut Channel) {
+        let mut lines = Vec::new();
+        format_end(&channel.held, channel.source, &Stamp::at(now_ns()), &mut lines);
+        let taken = channel.held.len();
+        self.commit(channel, lines, taken).await;
+    }
+
     /// Handles what a read brought; `None`: the stream has ended.
     async fn advance(&mut self, mut channel: Channel, result: io::Result<usize>) -> Option<Channel> {
         match result {
             Ok(0) => {
-                let mut lines = Vec::new();
-                format_end(&channel.held, channel.source, &Stamp::at(now_ns()), &mut lines);
-                let taken = channel.held.len();
-                self.commit(&mut channel, lines, taken).await;
+                self.flush_part(&mut channel).await;
                 None
             }
             Ok(_) => {

@@ -597,9 +597,9 @@ impl SessionDriver {
     }
 
     async fn drain(&mut self, limit: Duration) {
-        if let Some(log) = self.log.take()
-            && timeout(limit, log.done.cancelled()).await.is_err()
-        {
+        let Some(log) = self.log.take() else { return };
+        log.ended.cancel();
+        if timeout(limit, log.done.cancelled()).await.is_err() {
             tracing::debug!(id = %self.record.id, "a process that outlives the container holds its output open");
             self.log = Some(log);
         }
