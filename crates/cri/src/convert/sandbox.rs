@@ -12,6 +12,9 @@ use crate::proto;
 /// What `sethostname(2)` takes.
 const HOSTNAME_MAX: usize = 64;
 
+/// The longest label of a DNS name, which is where kubelet cuts.
+const HOSTNAME_CUT: usize = 63;
+
 /// The box that a RunPodSandbox request asks for. `handlers` are the names that may be asked for
 /// besides the empty one.
 pub fn box_spec(
@@ -28,9 +31,11 @@ pub fn box_spec(
     if let Some(context) = &linux.security_context {
         security::check_sandbox_context(context)?;
     }
+    let identity = identity(config.metadata)?;
+    let hostname = hostname(config.hostname, &identity.name)?;
     Ok(BoxSpec {
-        identity: identity(config.metadata)?,
-        hostname: hostname(config.hostname)?,
+        identity,
+        hostname,
         labels: sorted(config.labels),
         annotations: sorted(config.annotations),
         log_directory: absolute(config.log_directory, "config.log_directory")?,
@@ -67,7 +72,13 @@ fn identity(metadata: Option<proto::PodSandboxMetadata>) -> Result<PodIdentity, 
     })
 }
 
-fn hostname(name: String) -> Result<String, InvalidRequest> {
+/// A name that is given must fit; a pod's name, which stands in where none is, may be longer than a
+/// host's and is cut as kubelet cuts it.
+fn hostname(name: String, pod: &str) -> Result<String, InvalidRequest> {
+    if name.is_empty() {
+        let end = pod.floor_char_boundary(HOSTNAME_CUT);
+        return Ok(pod[..end].trim_end_matches(['-', '.']).to_owned());
+    }
     if name.len() > HOSTNAME_MAX || name.contains(['/', '\0', '\n']) {
         let problem = format!("{name:?} cannot be a host name: at most {HOSTNAME_MAX} bytes, without '/'");
         return Err(InvalidRequest::new("config.hostname", problem));
@@ -174,6 +185,20 @@ mod tests {
         assert_eq!(spec.log_directory, Some(PathBuf::from("/var/log/pods/shop_web_u-1")));
         assert_eq!(spec.cgroup_parent, None);
         assert_eq!(spec.network, NetworkMode::Pod);
+    }
+
+    #[test]
+    fn the_pods_name_stands_in_for_a_host_name_as_far_as_it_fits() {
+        let named = |hostname: &str, name: String| {
+            let mut named = request();
+            config(&mut named).hostname = hostname.to_owned();
+            config(&mut named).metadata.as_mut().unwrap().name = name;
+            named
+        };
+        assert_eq!(convert(named("", "web".to_owned())).unwrap().hostname, "web");
+        let long = format!("{}-{}", "a".repeat(62), "b".repeat(30));
+        assert_eq!(convert(named("", long)).unwrap().hostname, "a".repeat(62));
+        assert_eq!(refused_field(named(&"h".repeat(65), "web".to_owned())), "config.hostname");
     }
 
     #[test]
