@@ -57,15 +57,17 @@ impl Opened {
             console: log(CONSOLE_LOG, false)?,
             logs: vec![log(CONSOLE_LOG, true)?, log(VMM_LOG, true)?],
             scratch: (!spec.trial).then(scratch).transpose()?,
-            taps: match &spec.hypervisor {
-                // It opens them by name.
-                Hypervisor::Libkrun => Vec::new(),
-                Hypervisor::Qemu(_) => {
-                    let nics = spec.plan.network.iter().flat_map(|network| &network.nics);
-                    nics.map(|nic| tap::open(&nic.tap)).collect::<anyhow::Result<_>>()?
-                }
-            },
+            taps: taps(spec)?,
         })
+    }
+}
+
+fn taps(spec: &LaunchSpec) -> anyhow::Result<Vec<File>> {
+    let mut nics = spec.plan.network.iter().flat_map(|network| &network.nics);
+    match &spec.hypervisor {
+        // It opens them by name, when the guest first uses them.
+        Hypervisor::Libkrun => nics.try_for_each(|nic| tap::own(&nic.tap)).map(|()| Vec::new()),
+        Hypervisor::Qemu(_) => nics.map(|nic| tap::open(&nic.tap)).collect(),
     }
 }
 

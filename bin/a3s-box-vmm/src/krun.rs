@@ -14,6 +14,9 @@ use crate::jail::Opened;
 use crate::status::Status;
 use crate::{logs, privileges};
 
+/// libkrun panicked.
+const PANICKED: i32 = 73;
+
 const ELF: u32 = 1;
 const RAW: u32 = 0;
 /// Warnings come with every connection that is closed.
@@ -47,8 +50,20 @@ pub(crate) fn run(spec: &LaunchSpec, opened: Opened, status: &Status) -> anyhow:
     for nic in plan.network.iter().flat_map(|network| &network.nics) {
         context.nic(nic)?;
     }
+    end_on_panic();
     status.up()?;
     context.enter()
+}
+
+/// A thread of libkrun that panics would leave a VM that neither runs nor ends.
+#[allow(unsafe_code)]
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        // SAFETY: the process ends here; nothing is unwound or flushed, and nothing needs to be.
+        unsafe { libc::_exit(PANICKED) }
+    }));
 }
 
 /// A libkrun configuration.

@@ -9,14 +9,16 @@ mod logs;
 mod outer;
 mod privileges;
 mod qemu;
+mod speed;
 mod status;
 mod tap;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use a3s_box_vmm::launch::{Hypervisor, LaunchSpec};
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::outer::Role;
 use crate::status::Status;
@@ -24,7 +26,34 @@ use crate::status::Status;
 /// A step of setting up failed. Guests that power off end the process with 0.
 const SETUP_FAILED: u8 = 71;
 
+const USAGE: &str = "usage: a3s-box-vmm run PLAN | a3s-box-vmm kvm-speed (started by a3s-box itself)";
+
 fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.as_slice() {
+        [verb, plan] if verb == "run" => run_box(Path::new(plan)),
+        [verb] if verb == "kvm-speed" => print_speed(),
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn print_speed() -> ExitCode {
+    match speed::measure() {
+        Ok(micros) => {
+            println!("{micros}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_box(plan: &Path) -> ExitCode {
     let status = match Status::take() {
         Ok(status) => status,
         Err(error) => {
@@ -32,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::from(SETUP_FAILED);
         }
     };
-    match run(&status) {
+    match run(plan, &status) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("a3s-box-vmm: {error:#}");
@@ -42,15 +71,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(status: &Status) -> anyhow::Result<ExitCode> {
-    let mut args = std::env::args_os().skip(1);
-    let (Some(verb), Some(plan), None) = (args.next(), args.next(), args.next()) else {
-        bail!("usage: a3s-box-vmm run PLAN (started by the a3s-box daemon)");
-    };
-    if verb != "run" {
-        bail!("usage: a3s-box-vmm run PLAN (started by the a3s-box daemon)");
-    }
-    let spec = read_spec(Path::new(&plan))?;
+fn run(plan: &Path, status: &Status) -> anyhow::Result<ExitCode> {
+    let spec = read_spec(plan)?;
     match outer::split(&spec, status)? {
         Role::Outer => Ok(ExitCode::SUCCESS),
         Role::Inner => inner(&spec, status),

@@ -63,7 +63,10 @@ fn wait_for_release(mut wait: std::io::PipeReader) -> anyhow::Result<Role> {
 fn join_cgroups(cgroups: &[std::path::PathBuf]) -> anyhow::Result<()> {
     for cgroup in cgroups {
         let file = cgroup.join("cgroup.procs");
-        std::fs::write(&file, b"0").with_context(|| format!("join {}", file.display()))?;
+        let opened = std::fs::OpenOptions::new().write(true).open(&file);
+        opened
+            .and_then(|mut procs| procs.write_all(b"0"))
+            .with_context(|| format!("join {}", file.display()))?;
     }
     Ok(())
 }

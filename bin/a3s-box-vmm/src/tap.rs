@@ -1,4 +1,4 @@
-//! Opens a persistent tap for an emulator that may not open devices.
+//! Persistent taps, opened while this process still may.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -6,14 +6,33 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, bail};
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
 
 /// Opens the tap `name` of the current network namespace, with virtio headers on its packets.
-#[allow(unsafe_code)]
 pub(crate) fn open(name: &str) -> anyhow::Result<File> {
     let path = "/dev/net/tun";
     let tun = OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("open {path}"))?;
+    attach(&tun, name).with_context(|| format!("attach to the tap {name:?}"))?;
+    Ok(tun)
+}
+
+/// Lets this user open the tap `name` again after it has given up its capabilities. Whether a tap that
+/// belongs to nobody may be opened by anybody differs between kernels.
+#[allow(unsafe_code)]
+pub(crate) fn own(name: &str) -> anyhow::Result<()> {
+    let tap = open(name)?;
+    let uid = libc::c_ulong::from(rustix::process::geteuid().as_raw());
+    // SAFETY: this request takes a number.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOWNER as _, uid) } != 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("own the tap {name}"));
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn attach(tun: &File, name: &str) -> anyhow::Result<()> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', '%']) {
-        bail!("{name:?} is not the name of a tap");
+        bail!("that is no name of a tap");
     }
     // SAFETY: ifreq is plain data for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -23,7 +42,7 @@ pub(crate) fn open(name: &str) -> anyhow::Result<File> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the kernel reads and writes one ifreq, which `request` is.
     if unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &raw mut request) } != 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("attach to the tap {name}"));
+        return Err(std::io::Error::last_os_error().into());
     }
-    Ok(tun)
+    Ok(())
 }

@@ -1,12 +1,15 @@
 //! Which hypervisor can this machine use? Decided by a boot that was tried, not by a file that exists.
 //!
 //! ```text
-//! auto ── /dev/kvm opens? ── trial boot on libkrun reaches Ready within the limit? ── libkrun
-//!            │ no                │ no
-//!            └───────────────────┴── QEMU's parts are there? ── qemu, software emulation
-//!                                       │ no
-//!                                       └── an error that lists all that was tried, with remedies
+//! auto ── /dev/kvm opens? ── executes at speed? ── trial boot on libkrun reaches Ready within the limit? ── libkrun
+//!            │ no               │ no                │ no
+//!            └──────────────────┴───────────────────┴── QEMU's parts are there? ── qemu, software emulation
+//!                                                          │ no
+//!                                                          └── an error that lists all that was tried, with remedies
 //! ```
+//!
+//! The speed is measured first because it is measured in a moment: a KVM that interprets its guests would keep a
+//! trial boot busy until the limit, and the limit must allow for a KVM that is itself emulated.
 //!
 //! A verdict is kept in a file and holds for one boot of the host, one guest kernel and one version of a3s-box.
 
@@ -14,6 +17,7 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -28,8 +32,16 @@ use crate::qemu::{QemuParts, QemuVmm};
 use crate::seam::{BackendKind, BoxPlan, Machine};
 use crate::starter::{self, Part};
 
-/// How long a trial boot may take from the start of its process to the guest's Ready. Hardware needs a tenth.
-pub const TRIAL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a trial boot may take from the start of its process to the guest's Ready. Hardware needs a tenth of a
+/// second.
+pub const TRIAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many instructions `a3s-box-vmm kvm-speed` executes.
+pub const KVM_SPEED_INSTRUCTIONS: u64 = 1_000_000;
+/// Hardware needs 0.3 ms for them and an emulated processor up to 15; an interpreter took 520.
+const SPEED_ENOUGH: Duration = Duration::from_millis(150);
+/// Limit of that measurement, with the start of its process.
+const SPEED_LIMIT: Duration = Duration::from_secs(3);
 
 /// Memory of the guest of a trial.
 const TRIAL_MEMORY_MIB: u32 = 256;
@@ -279,24 +291,54 @@ async fn boot(config: &ProbeConfig, backend: BackendKind) -> Trial {
     if !there.outcome.works() {
         return there;
     }
-    let started = Instant::now();
-    let booted = TrialBox::make(config).map(|trial| run(config, backend, trial));
-    let outcome = match booted {
-        Ok(booted) => match booted.await {
-            Ok(()) => Outcome::Booted { millis: started.elapsed().as_millis() as u64 },
-            Err(why) => Outcome::Failed {
-                why,
-                remedy: format!(
-                    "{KVM} exists, but this machine's KVM may be unable to run guests; software emulation is"
-                ),
-            },
-        },
-        Err(error) => Outcome::Failed {
-            why: format!("could not make {}: {error}", config.dir.display()),
-            remedy: "make room, or check permissions".to_owned(),
+    let outcome = match try_boot(config, backend).await {
+        Ok(took) => Outcome::Booted { millis: took.as_millis() as u64 },
+        Err(why) => Outcome::Failed {
+            why,
+            remedy: "if KVM should work here, configure its backend and look at the console of a box"
+                .to_owned(),
         },
     };
     Trial { backend, accel: Accel::Kvm, outcome }
+}
+
+async fn try_boot(config: &ProbeConfig, backend: BackendKind) -> Result<Duration, String> {
+    measure_speed(&config.parts.vmm).await?;
+    let trial = TrialBox::make(config)
+        .map_err(|error| format!("could not make {}: {error}", config.dir.display()))?;
+    let started = Instant::now();
+    run(config, backend, trial).await?;
+    Ok(started.elapsed())
+}
+
+/// In a process of its own, which can be ended while it executes.
+async fn measure_speed(vmm: &Path) -> Result<(), String> {
+    let measured = tokio::process::Command::new(vmm)
+        .arg("kvm-speed")
+        .env_clear()
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = match tokio::time::timeout(SPEED_LIMIT, measured).await {
+        Ok(output) => output.map_err(|error| format!("{} could not be started: {error}", vmm.display()))?,
+        Err(_) => {
+            return Err(format!(
+                "KVM did not execute {KVM_SPEED_INSTRUCTIONS} instructions within {SPEED_LIMIT:?}"
+            ));
+        }
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    let Some(micros) = said.trim().parse().ok().filter(|_| output.status.success()) else {
+        let why = String::from_utf8_lossy(&output.stderr).trim().chars().take(WORDS).collect::<String>();
+        return Err(format!("KVM executes nothing ({}): {why}", output.status));
+    };
+    let took = Duration::from_micros(micros);
+    if took > SPEED_ENOUGH {
+        return Err(format!(
+            "/dev/kvm exists, but takes {took:?} for {KVM_SPEED_INSTRUCTIONS} instructions: it interprets them"
+        ));
+    }
+    Ok(())
 }
 
 /// The guest of a trial lives no longer than this call, however it ends.
@@ -355,8 +397,8 @@ impl TrialBox {
             memory_mib: TRIAL_MEMORY_MIB,
             kernel: config.kernel.clone(),
             initramfs: config.initramfs.clone(),
-            // How far the kernel got is what tells a broken KVM from a missing agent.
-            cmdline: "earlyprintk=ttyS0 loglevel=7".to_owned(),
+            // Quiet, like every box: where KVM is itself emulated, the kernel's messages double the time.
+            cmdline: String::new(),
             // A trial has no disk.
             scratch: PathBuf::new(),
             network: None,
@@ -485,6 +527,25 @@ mod tests {
         let error = probe(&config).await.unwrap_err().to_string();
         assert!(error.contains("QEMU is missing at") && error.contains("apt-get install"), "{error}");
         assert!(!config.cache.exists());
+    }
+
+    #[tokio::test]
+    async fn a_kvm_that_interprets_is_told_from_one_that_executes() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |script: &str| {
+            use std::os::unix::fs::PermissionsExt;
+            let path = dir.path().join("vmm");
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        measure_speed(&program("echo 14581")).await.unwrap();
+        let slow = measure_speed(&program("echo 525095")).await.unwrap_err();
+        assert!(slow.contains("525.095ms") && slow.contains("interprets"), "{slow}");
+        let broken =
+            measure_speed(&program("echo 'the guest stopped with Shutdown' >&2; exit 1")).await.unwrap_err();
+        assert!(broken.contains("the guest stopped with Shutdown"), "{broken}");
+        assert!(measure_speed(&program("echo 12; exit 1")).await.is_err());
     }
 
     /// `/bin/true` in the place of a3s-box-vmm ends without a word: the trial fails, whatever KVM is.

@@ -244,12 +244,11 @@ impl Drop for Starting {
         // the pipe says so, or nothing was started: the inner one does not run before it was reported.
         let _ = outer.kill();
         let _ = outer.wait();
-        if let Some(pid) = drain_started(&self.pipe) {
-            if let Some(pidfd) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-            {
-                let _ = process::kill(&pidfd);
-                process::reap(&pidfd);
-            }
+        if let Some(pid) = drain_started(&self.pipe).and_then(Pid::from_raw)
+            && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+        {
+            let _ = process::kill(&pidfd);
+            process::reap(&pidfd);
         }
     }
 }
