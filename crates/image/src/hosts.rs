@@ -76,6 +76,8 @@ pub(crate) struct Host {
     pub(crate) connect_timeout: Option<Duration>,
     /// The registry's own name where this host is another one: sent as `ns`.
     pub(crate) namespace: Option<String>,
+    /// The host before it, asked another way: only of use where that one did not understand us.
+    pub(crate) second_scheme: bool,
 }
 
 /// How a host is spoken to.
@@ -118,6 +120,7 @@ impl Host {
             headers: Vec::new(),
             connect_timeout: None,
             namespace: None,
+            second_scheme: false,
         }
     }
 
@@ -173,6 +176,7 @@ fn default_hosts(domain: &str) -> Vec<Host> {
     }
     let mut unverified = secure;
     unverified.tls.skip_verify = true;
+    unverified.second_scheme = true;
     vec![Host::new(Scheme::Http, domain), unverified]
 }
 

@@ -421,15 +421,12 @@ fn dot_names(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = (&[
     let after = children.range::<[u8], _>((Excluded(&b".."[..]), Unbounded));
     // Nothing sorts between "." and ".." but names that start with "." and a byte below ".".
     let between = children.range::<[u8], _>((Excluded(&b"."[..]), Excluded(&b".."[..])));
-    fn node<'a>((name, id): (&'a Box<[u8]>, &'a NodeId)) -> (&'a [u8], Child) {
-        (name, Child::Node(*id))
-    }
     before
-        .map(node)
+        .map(|(name, id)| (&**name, Child::Node(*id)))
         .chain([(&b"."[..], Child::This)])
-        .chain(between.map(node))
+        .chain(between.map(|(name, id)| (&**name, Child::Node(*id))))
         .chain([(&b".."[..], Child::Parent)])
-        .chain(after.map(node))
+        .chain(after.map(|(name, id)| (&**name, Child::Node(*id))))
 }
 
 fn superblock(metadata: u32, blocks: u32, inodes: u64, uuid: [u8; 16]) -> Vec<u8> {

@@ -20,7 +20,10 @@ const ENTRIES_MAX: usize = 4 * (u16::MAX as usize - 1) - 64;
 /// The attributes of one inode, by name index and rest of the name: sorted, so that the bytes
 /// do not depend on the order of arrival.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Xattrs(BTreeMap<(u8, Box<[u8]>), Box<[u8]>>);
+pub(crate) struct Xattrs(BTreeMap<Name, Box<[u8]>>);
+
+/// The index of a prefix and the rest of the name.
+type Name = (u8, Box<[u8]>);
 
 /// What became of an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +138,7 @@ impl Xattrs {
     }
 }
 
-fn opaque_mark() -> (u8, Box<[u8]>) {
+fn opaque_mark() -> Name {
     (TRUSTED, b"overlay.opaque"[..].into())
 }
 

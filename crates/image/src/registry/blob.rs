@@ -78,6 +78,9 @@ impl Repository {
         let want = Want { what: &transfer.what, path: &url, accept: "*/*", offset: transfer.got };
         let mut refused = Refused::default();
         for endpoint in self.able("pull") {
+            if refused.settles(endpoint) {
+                continue;
+            }
             match open_at(endpoint, &want, transfer.size).await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => refused.by(error),

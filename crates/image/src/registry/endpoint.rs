@@ -44,6 +44,14 @@ pub(super) struct Want<'a> {
     pub(super) offset: u64,
 }
 
+/// A small document as it came.
+pub(super) struct Answer {
+    pub(super) bytes: Vec<u8>,
+    pub(super) headers: HeaderMap,
+    /// The origin that served it, for messages.
+    pub(super) host: String,
+}
+
 /// What to do about a response.
 enum Verdict {
     Take(Response),
@@ -103,6 +111,28 @@ impl Endpoint {
             }
             attempt += 1;
         }
+    }
+
+    /// Fetches a document of at most `limit` bytes, again where the connection breaks.
+    pub(super) async fn document(&self, want: &Want<'_>, limit: u64) -> Result<Answer, RegistryError> {
+        let mut attempt = 0;
+        loop {
+            let (response, host) = self.get(want).await?;
+            let headers = response.headers().clone();
+            match self.body(response, &host, want.what, limit).await {
+                Ok(bytes) => return Ok(Answer { bytes, headers, host }),
+                Err(RegistryError::Broken { .. }) if attempt < self.retries.attempts => {
+                    tokio::time::sleep(self.pause(attempt)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The pause before a further attempt, doubled each time.
+    fn pause(&self, attempt: u32) -> Duration {
+        self.retries.pause.saturating_mul(1 << attempt.min(16)).min(self.retries.longest_pause)
     }
 
     /// Answers a challenge, unless another request just did.
@@ -211,9 +241,7 @@ impl Endpoint {
             return Verdict::Take(response);
         }
         let temporary = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
-        let pause = retry_after(&response, SystemTime::now()).unwrap_or_else(|| {
-            self.retries.pause.saturating_mul(1 << attempt.min(16)).min(self.retries.longest_pause)
-        });
+        let pause = retry_after(&response, SystemTime::now()).unwrap_or_else(|| self.pause(attempt));
         // A registry that asks for a longer pause than we make is left to the caller's next try.
         if temporary && attempt < self.retries.attempts && pause <= self.retries.longest_pause {
             tracing::debug!(%status, ?pause, "{host} asks to try {what} again");

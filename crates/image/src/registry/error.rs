@@ -22,7 +22,7 @@ pub enum RegistryError {
         detail: String,
     },
     /// It took too long.
-    #[error("{host} did not {step} of {what} within {} s", limit.as_secs_f32())]
+    #[error("{host} did not {step} within {} s ({what})", limit.as_secs_f32())]
     Timeout {
         /// `scheme://HOST[:PORT]`.
         host: String,
@@ -145,9 +145,17 @@ impl RegistryError {
             Self::Denied { .. } | Self::Challenge { .. } => ErrorKind::Unauthorized,
             Self::Length { .. } | Self::Digest { .. } => ErrorKind::Corrupt,
             Self::TooLarge { .. } | Self::NoHost { .. } => ErrorKind::Unsupported,
-            // The registry itself knows better than its mirrors.
-            Self::AllHosts(errors) => errors.last().map_or(ErrorKind::Unavailable, Self::kind),
+            // The registry itself, asked last, knows better than its mirrors, if it answers at all.
+            Self::AllHosts(errors) => {
+                let told = errors.iter().rev().find(|error| error.is_answer());
+                told.or(errors.last()).map_or(ErrorKind::Unavailable, Self::kind)
+            }
         }
+    }
+
+    /// Whether the host understood the request: a TLS server answers 400 to plain HTTP.
+    pub(super) fn is_answer(&self) -> bool {
+        !matches!(self, Self::Connect { .. } | Self::Status { status: 400, .. })
     }
 }
 

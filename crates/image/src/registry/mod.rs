@@ -19,7 +19,7 @@ use crate::manifest::ACCEPT;
 use crate::reference::{RegistryReference, Version};
 
 pub(crate) use self::blob::BlobSink;
-use self::endpoint::{Endpoint, Want};
+use self::endpoint::{Answer, Endpoint, Want};
 pub use self::error::RegistryError;
 
 /// A repository on its hosts.
@@ -70,6 +70,9 @@ impl Repository {
         let want = Want { what: &what, path: &url, accept: ACCEPT, offset: 0 };
         let mut refused = Refused::default();
         for endpoint in self.able(capability) {
+            if refused.settles(endpoint) {
+                continue;
+            }
             match manifest_of(endpoint, &want, version, limit).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => refused.by(error),
@@ -90,6 +93,9 @@ impl Repository {
         let want = Want { what: &what, path: &url, accept: "*/*", offset: 0 };
         let mut refused = Refused::default();
         for endpoint in self.able("pull") {
+            if refused.settles(endpoint) {
+                continue;
+            }
             match small_blob_of(endpoint, &want, digest, size).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => refused.by(error),
@@ -114,6 +120,11 @@ impl Refused {
         self.0.push(error);
     }
 
+    /// Whether what was heard makes a further way to the same host pointless.
+    fn settles(&self, endpoint: &Endpoint) -> bool {
+        endpoint.host.second_scheme && self.0.last().is_some_and(RegistryError::is_answer)
+    }
+
     fn error(mut self, what: &str, capability: &'static str) -> RegistryError {
         if self.0.len() > 1 {
             return RegistryError::AllHosts(self.0);
@@ -128,15 +139,12 @@ async fn manifest_of(
     version: &Version,
     limit: u64,
 ) -> Result<Fetched, RegistryError> {
-    let (response, host) = endpoint.get(want).await?;
-    let announced = response
-        .headers()
-        .get("docker-content-digest")
-        .and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
-    let bytes = endpoint.body(response, &host, want.what, limit).await?;
+    let Answer { bytes, headers, host } = endpoint.document(want, limit).await?;
+    let announced =
+        || headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
     let expected = match version {
         Version::Digest(digest) => Some(digest.clone()),
-        Version::Tag(_) => announced,
+        Version::Tag(_) => announced(),
     };
     check_digest(bytes, expected, host, want.what)
 }
@@ -147,8 +155,7 @@ async fn small_blob_of(
     digest: &Digest,
     size: u64,
 ) -> Result<Vec<u8>, RegistryError> {
-    let (response, host) = endpoint.get(want).await?;
-    let bytes = endpoint.body(response, &host, want.what, size).await?;
+    let Answer { bytes, host, .. } = endpoint.document(want, size).await?;
     let got = bytes.len() as u64;
     if got != size {
         return Err(RegistryError::Length { host, what: want.what.to_owned(), expected: size, got });

@@ -1,7 +1,7 @@
 //! One header block.
 
 use super::TarError;
-use super::sparse;
+use super::sparse::{self, Runs};
 
 pub(super) const BLOCK: usize = 512;
 
@@ -66,7 +66,7 @@ impl Header {
     }
 
     /// The start of an old GNU sparse map: runs, real size, and whether blocks of it follow.
-    pub(super) fn sparse(&self) -> Option<(Vec<(u64, u64)>, u64, bool)> {
+    pub(super) fn sparse(&self) -> Option<(Runs, u64, bool)> {
         let mut runs = Vec::new();
         sparse::pairs(&self.0[386..482], &mut runs)?;
         Some((runs, unsigned(&self.0[483..495])?, self.0[482] != 0))

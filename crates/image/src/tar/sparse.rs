@@ -3,6 +3,9 @@
 use super::header::{BLOCK, unsigned};
 use super::pax::{MAX_RUNS, decimal};
 
+/// Offset and length of each run that is in the tar.
+pub(super) type Runs = Vec<(u64, u64)>;
+
 /// Checks that runs are in order, apart, and inside the file; returns how many bytes they hold.
 pub(super) fn check(runs: &[(u64, u64)], real_size: u64) -> Option<u64> {
     let (mut end, mut total) = (0u64, 0u64);

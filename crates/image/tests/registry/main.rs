@@ -1,0 +1,5 @@
+//! Pulls over HTTP, from a registry in this process.
+
+mod common;
+mod misbehaves;
+mod pulls;
