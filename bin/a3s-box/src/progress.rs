@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -48,7 +49,8 @@ impl Bars {
 
 impl PullProgress for Bars {
     fn resolved(&self, layers: usize, bytes: u64) {
-        self.title.set_message(format!("{}: {layers} layers, {}", self.title.message(), HumanBytes(bytes)));
+        let s = if layers == 1 { "" } else { "s" };
+        self.title.set_message(format!("{}: {layers} layer{s}, {}", self.title.message(), HumanBytes(bytes)));
     }
 
     fn layer_started(&self, layer: &Digest, size: Option<u64>) {
@@ -89,29 +91,31 @@ impl Drop for Bars {
     }
 }
 
+/// Says something only if there is something to download: `run` of what is here already is not worth a line.
 struct Lines {
     image: String,
     started: Instant,
+    announced: AtomicBool,
 }
 
 impl Lines {
     fn new(image: &str) -> Self {
-        Self { image: image.to_owned(), started: Instant::now() }
+        Self { image: image.to_owned(), started: Instant::now(), announced: AtomicBool::new(false) }
     }
 }
 
 impl PullProgress for Lines {
-    fn resolved(&self, layers: usize, bytes: u64) {
-        tell::err(format_args!("pulling {}: {layers} layers, {}\n", self.image, HumanBytes(bytes)));
+    fn layer_bytes(&self, _layer: &Digest, _downloaded: u64) {
+        if !self.announced.swap(true, Ordering::Relaxed) {
+            tell::err(format_args!("pulling {}\n", self.image));
+        }
     }
 
     fn layer_finished(&self, layer: &Digest, reused: bool) {
-        let how = if reused { "already here" } else { "done" };
-        tell::err(format_args!(
-            "  layer {} {how} after {:.1} s\n",
-            short(layer),
-            self.started.elapsed().as_secs_f64()
-        ));
+        if !reused {
+            let took = self.started.elapsed().as_secs_f64();
+            tell::err(format_args!("  layer {} done after {took:.1} s\n", short(layer)));
+        }
     }
 }
 

@@ -5,12 +5,14 @@
 //!
 //! - `A3S_BOX_DIST`: the installed layout under test (default `target/dist`)
 //! - `A3S_BOX_BACKEND`: `qemu` (default) or `libkrun`
+//! - `A3S_BOX_E2E_SHARED=1`: other daemons run on this machine; what they make is not held against this one
 //! - `TMPDIR`: where the run's state folder is made; removed unless a scenario failed
 
 mod bad_input;
 mod bad_machine;
 mod bad_registry;
 mod cli;
+mod cli_run;
 mod containers;
 mod images;
 mod logs;
@@ -66,7 +68,15 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     images::layers_of_every_encoding_hide_what_they_delete,
     cli::run_gives_the_commands_output_and_exit_code,
     cli::doctor_reports_on_this_machine,
+    cli_run::failures_to_run_have_dockers_exit_codes,
+    cli_run::stdin_a_volume_and_the_user_reach_the_command,
+    cli_run::a_signal_reaches_the_command_and_the_third_one_kills_it,
+    cli_run::a_run_that_was_killed_is_cleaned_up_by_the_next,
+    cli_run::several_runs_go_side_by_side,
+    cli_run::a_terminal_has_the_users_size_and_takes_keys,
+    cli_run::output_without_a_reader_ends_the_command,
     bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
+    bad_machine::a_guest_that_dies_while_booting_shows_its_last_words,
     bad_machine::a_missing_hypervisor_is_named,
     suite::nothing_is_left_when_the_daemon_has_stopped,
 ];
@@ -84,7 +94,7 @@ fn main() -> ExitCode {
     let suite = match Suite::start() {
         Ok(suite) => Arc::new(suite),
         Err(error) => {
-            eprintln!("the suite could not start: {error:?}");
+            eprintln!("the suite could not start: {}", chain(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -104,5 +114,10 @@ fn main() -> ExitCode {
 
 fn trial(suite: &Arc<Suite>, name: &'static str, scenario: Scenario) -> Trial {
     let suite = Arc::clone(suite);
-    Trial::test(name, move || suite.run(scenario).map_err(|error| Failed::from(format!("{error:?}"))))
+    Trial::test(name, move || suite.run(scenario).map_err(|error| Failed::from(chain(&error))))
+}
+
+/// The failure with all its causes, one per line.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(|cause| cause.to_string()).collect::<Vec<_>>().join("\n  caused by: ")
 }

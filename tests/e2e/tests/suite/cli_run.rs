@@ -1,0 +1,191 @@
+//! `a3s-box run` as people and scripts use it: streams, terminals, signals, exit codes, and what it leaves.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::suite::Suite;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn state(suite: &Suite) -> PathBuf {
+    suite.state().join("cli")
+}
+
+/// `a3s-box … run --quiet` with directories apart from the daemon's.
+fn command(suite: &Suite, arguments: &[&str]) -> Command {
+    let mut command = Command::new(suite.layout().cli());
+    command.arg("--config").arg(suite.state().join("config.toml"));
+    command.arg("--root").arg(state(suite).join("root")).arg("--run-dir").arg(state(suite).join("run"));
+    command.args(["run", "--quiet", "--network", "none"]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn in_time<T, E: Into<anyhow::Error>>(what: impl Future<Output = Result<T, E>>) -> Result<T> {
+    tokio::time::timeout(LIMIT, what).await.context("a3s-box did not end in time")?.map_err(Into::into)
+}
+
+/// Runs to the end: exit code, stdout, stderr.
+async fn finish(suite: &Suite, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+    let output = in_time(command(suite, arguments).output()).await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok((output.status.code(), text(output.stdout), text(output.stderr)))
+}
+
+fn signal(child: &Child, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(child.id().context("it has ended already")?)?;
+    Ok(kill(Pid::from_raw(pid), signal)?)
+}
+
+async fn ended(mut child: Child) -> Result<ExitStatus> {
+    in_time(child.wait()).await
+}
+
+/// Starts a script and waits until it says `ready`.
+async fn start_until_ready(suite: &Suite, script: &str) -> Result<Child> {
+    let mut child = command(suite, &[suite.shell(), "--", script]).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("stdout is a pipe")?).lines();
+    let first = in_time(lines.next_line()).await?;
+    ensure!(first.as_deref() == Some("ready"), "its first line is {first:?}");
+    // The pipe stays open: a closed one would end the command.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    Ok(child)
+}
+
+/// Nothing of any invocation is left, only the lock of their directory.
+fn no_invocations(suite: &Suite) -> Result<()> {
+    for folder in ["run/run", "root/standalone/run"] {
+        let folder = state(suite).join(folder);
+        let left: Vec<_> = fs::read_dir(&folder)
+            .with_context(|| format!("listing {}", folder.display()))?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<std::io::Result<_>>()?;
+        ensure!(left.iter().all(|name| name == "lock"), "left in {}: {left:?}", folder.display());
+    }
+    Ok(())
+}
+
+pub(crate) async fn failures_to_run_have_dockers_exit_codes(suite: &Suite) -> Result<()> {
+    let shell = suite.shell();
+    for (arguments, code, words) in [
+        (&["--entrypoint", "nonesuch", shell][..], 127, "not found"),
+        (&["--entrypoint", "/etc/passwd", shell], 126, "permission denied"),
+        (&["--pull", "never", "registry.invalid/none:1"], 125, "--pull never"),
+        (&["--timeout", "2s", shell, "--", "sleep 1000"], 124, "--timeout"),
+        (&["--memory", "12"], 125, "out of range"),
+    ] {
+        let (got, stdout, stderr) = finish(suite, arguments).await?;
+        ensure!(got == Some(code) && stderr.contains(words), "{arguments:?}: {got:?} {stdout:?} {stderr:?}");
+    }
+    no_invocations(suite)
+}
+
+pub(crate) async fn stdin_a_volume_and_the_user_reach_the_command(suite: &Suite) -> Result<()> {
+    let folder = state(suite).join("volume");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("in"), "from the host\n")?;
+    let volumes = [format!("{}:/rw", folder.display()), format!("{}:/ro:ro", folder.display())];
+    let script = "cat; cat in; id -un; pwd; touch /rw/out; touch /ro/never 2>/dev/null || echo refused";
+    let mut child = command(
+        suite,
+        &["-i", "-v", &volumes[0], "-v", &volumes[1], "-w", "/rw", "-u", "root", suite.shell(), "--", script],
+    )
+    .stdin(Stdio::piped())
+    .spawn()?;
+    let mut stdin = child.stdin.take().context("stdin is a pipe")?;
+    stdin.write_all(b"from stdin\n").await?;
+    drop(stdin);
+    let output = in_time(child.wait_with_output()).await?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(stdout == "from stdin\nfrom the host\nroot\n/rw\nrefused\n", "{stdout:?} {stderr:?}");
+    ensure!(folder.join("out").exists() && !folder.join("never").exists(), "{stdout:?} {stderr:?}");
+    Ok(())
+}
+
+pub(crate) async fn a_signal_reaches_the_command_and_the_third_one_kills_it(suite: &Suite) -> Result<()> {
+    let polite = "trap 'exit 9' TERM; echo ready; while :; do sleep 1 & wait $!; done";
+    let child = start_until_ready(suite, polite).await?;
+    signal(&child, Signal::SIGTERM)?;
+    let status = ended(child).await?;
+    ensure!(status.code() == Some(9), "after SIGTERM: {status}");
+
+    // Process 1 of a PID namespace does not get signals that it does not handle.
+    let child = start_until_ready(suite, "echo ready; exec sleep 1000").await?;
+    for _ in 0..3 {
+        signal(&child, Signal::SIGINT)?;
+        // Equal signals that are pending at once are one.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let status = ended(child).await?;
+    ensure!(status.code() == Some(137), "after three times SIGINT: {status}");
+    no_invocations(suite)
+}
+
+pub(crate) async fn a_run_that_was_killed_is_cleaned_up_by_the_next(suite: &Suite) -> Result<()> {
+    let mut child = start_until_ready(suite, "echo ready; exec sleep 1000").await?;
+    child.kill().await?;
+    ensure!(no_invocations(suite).is_err(), "a killed run cannot have cleaned up");
+    let (code, stdout, stderr) = finish(suite, &[suite.shell(), "--", "echo next"]).await?;
+    ensure!(code == Some(0) && stdout == "next\n", "{code:?} {stdout:?} {stderr:?}");
+    // That the box of the first one is gone is seen by whoever looks at the machine after each scenario.
+    no_invocations(suite)
+}
+
+pub(crate) async fn several_runs_go_side_by_side(suite: &Suite) -> Result<()> {
+    let arguments = |script| ["--memory", "256M", "--vcpus", "1", suite.shell(), "--", script];
+    let (one, two) = (arguments("echo first; exit 1"), arguments("echo second; exit 2"));
+    let (first, second) = tokio::try_join!(finish(suite, &one), finish(suite, &two))?;
+    ensure!((first.0, first.1.as_str()) == (Some(1), "first\n"), "{first:?}");
+    ensure!((second.0, second.1.as_str()) == (Some(2), "second\n"), "{second:?}");
+    no_invocations(suite)
+}
+
+pub(crate) async fn a_terminal_has_the_users_size_and_takes_keys(suite: &Suite) -> Result<()> {
+    let size = Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(Some(&size), None)?;
+    let end = |fd: &OwnedFd| -> Result<Stdio> { Ok(Stdio::from(fd.try_clone()?)) };
+    let script = "read -r line; stty size; echo \"got $line\"; exit 5";
+    let mut child = command(suite, &["-it", suite.shell(), "--", script])
+        .stdin(end(&pty.slave)?)
+        .stdout(end(&pty.slave)?)
+        .stderr(end(&pty.slave)?)
+        .spawn()?;
+    drop(pty.slave);
+    let mut master = std::fs::File::from(pty.master);
+    let mut reader = master.try_clone()?;
+    let seen = tokio::task::spawn_blocking(move || {
+        let mut seen = Vec::new();
+        // A terminal whose other end is closed answers with an error: that is the end.
+        let _ = reader.read_to_end(&mut seen);
+        String::from_utf8_lossy(&seen).into_owned()
+    });
+    // Typed while the box still boots: the terminal keeps it.
+    master.write_all(b"keys\r")?;
+    let status = in_time(child.wait()).await?;
+    let seen = in_time(seen).await?;
+    ensure!(status.code() == Some(5), "{status}: {seen:?}");
+    ensure!(seen.contains("33 111\r\n") && seen.contains("got keys\r\n"), "{seen:?}");
+    no_invocations(suite)
+}
+
+pub(crate) async fn output_without_a_reader_ends_the_command(suite: &Suite) -> Result<()> {
+    let mut child = command(suite, &[suite.shell(), "--", "yes"]).spawn()?;
+    let mut stdout = child.stdout.take().context("stdout is a pipe")?;
+    let mut first = [0; 2];
+    in_time(stdout.read_exact(&mut first)).await?;
+    drop(stdout);
+    let status = ended(child).await?;
+    ensure!(&first == b"y\n" && status.code() == Some(141), "{first:?} {status}");
+    no_invocations(suite)
+}
