@@ -3,6 +3,16 @@
 //! The same program is every role in the guest, told apart by `argv[0]`: process 1 (`boot`), and the helper
 //! processes that become sessions' processes (`stage`). docs/guest.md has the picture.
 
+/// Says something on the console. A console that cannot be written to is no reason to fail, and process 1 must not
+/// panic over it.
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "a3s-box-agent: {}", format_args!($($text)*));
+    }};
+}
+
 pub mod boot;
 pub mod control;
 pub mod netlink;
@@ -14,6 +24,7 @@ pub mod sandbox;
 pub mod session;
 pub mod spawn;
 pub mod stage;
+pub mod stats;
 pub mod stdio;
 pub mod streams;
 pub mod sys;
@@ -52,7 +63,7 @@ fn init() -> ExitCode {
         Ok(()) => "the agent has stopped serving".to_owned(),
         Err(error) => error.to_string(),
     };
-    eprintln!("a3s-box-agent: fatal: {reason}");
+    say!("fatal: {reason}");
     power::off()
 }
 
@@ -60,7 +71,7 @@ fn remove() -> ExitCode {
     match stage::remove::empty(Path::new(paths::TRASH)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("a3s-box-agent: delete old writable layers: {error}");
+            say!("delete old writable layers: {error}");
             ExitCode::FAILURE
         }
     }

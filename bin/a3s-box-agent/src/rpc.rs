@@ -13,17 +13,19 @@ use crate::reaper::Exit;
 use crate::sandbox::{self, SandboxError};
 use crate::session::table::Table;
 use crate::session::{End, Phase, Session, SessionError};
+use crate::stats::Collector;
 
 /// Serves the host.
 #[derive(Debug, Clone)]
 pub struct Service {
     table: Table,
+    stats: Collector,
 }
 
 impl Service {
     /// Over this table.
     pub fn new(table: Table) -> Self {
-        Self { table }
+        Self { table, stats: Collector::default() }
     }
 }
 
@@ -118,6 +120,11 @@ impl Agent for Service {
             true => Ok(Response::new(ResizeTerminalResponse {})),
             false => Err(status(&SessionError::NoTerminal(id))),
         }
+    }
+
+    async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
+        let sessions = self.stats.collect(&self.table, request.into_inner().session_ids).await;
+        Ok(Response::new(StatsResponse { sessions }))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
