@@ -19,9 +19,9 @@ use a3s_box_protocol::proto::agent_client::AgentClient;
 use a3s_box_protocol::proto::start_failure::Cause;
 use a3s_box_protocol::proto::{
     ConfigureSandboxRequest, CreateSessionRequest, DeleteSessionRequest, ExecRequest, ExitStatus,
-    ListSessionsRequest, ResizeTerminalRequest, SessionState, ShutdownRequest, SignalExecRequest,
-    SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse, WaitExecRequest,
-    WaitSessionRequest,
+    ListSessionsRequest, ResizeTerminalRequest, SessionState, SessionStats, ShutdownRequest,
+    SignalExecRequest, SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse,
+    StatsRequest, WaitExecRequest, WaitSessionRequest,
 };
 use a3s_box_vmm::Machine;
 
@@ -30,6 +30,9 @@ use crate::text::{MESSAGE_LIMIT, printable};
 
 /// No answer of an agent is larger. `ListSessions` of a thousand sessions is about 100 KiB.
 const MAX_ANSWER: usize = 1024 * 1024;
+
+/// The longest that the figures of a box are waited for; its agent counts files for at most two seconds.
+const STATS_LIMIT: Duration = Duration::from_secs(5);
 
 /// A silent connection is probed this often while a call is open on it.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -167,6 +170,17 @@ impl Agent {
     pub(crate) async fn resize(&self, request: ResizeTerminalRequest) -> Result<(), AgentError> {
         let mut client = self.client.clone();
         self.bounded("ResizeTerminal", client.resize_terminal(request)).await.map(drop)
+    }
+
+    /// What these sessions use. Asked often and in bulk, so a box that is silent is given up sooner than elsewhere.
+    pub(crate) async fn stats(&self, session_ids: Vec<String>) -> Result<Vec<SessionStats>, AgentError> {
+        let mut client = self.client.clone();
+        let limit = self.limit.min(STATS_LIMIT);
+        let answer = client.stats(StatsRequest { session_ids });
+        match tokio::time::timeout(limit, answer).await {
+            Ok(result) => answered("Stats", result).map(|answer| answer.sessions),
+            Err(_) => Err(AgentError::Timeout { call: "Stats", limit }),
+        }
     }
 
     pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {

@@ -106,3 +106,80 @@ pub struct NetworkReadiness {
     /// For people, empty when ready.
     pub message: String,
 }
+
+/// What a session uses, with everything that runs in it. Counters are sums since its start and never go backwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionUsage {
+    /// The session.
+    pub id: SessionId,
+    /// When the figures were read, by the host's clock: nanoseconds since the epoch.
+    pub at_ns: i64,
+    /// Processor time.
+    pub cpu: CpuUsage,
+    /// Memory.
+    pub memory: MemoryUsage,
+    /// Processes and threads that exist.
+    pub pids: u64,
+    /// Traffic with block devices.
+    pub io: IoUsage,
+    /// What it has written; `None` until it could be measured.
+    pub writable_layer: Option<WritableLayerUsage>,
+}
+
+/// Processor time, over all CPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CpuUsage {
+    /// Nanoseconds since the start.
+    pub usage_ns: u64,
+    /// Those of them in programs.
+    pub user_ns: u64,
+    /// Those of them in the guest's kernel.
+    pub system_ns: u64,
+    /// Nanoseconds per second of late; `None` until there are two samples with some time between them.
+    pub nano_cores: Option<u64>,
+}
+
+/// Memory, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryUsage {
+    /// All that counts towards the limit.
+    pub usage_bytes: u64,
+    /// Usage without file pages that nobody has touched lately.
+    pub working_set_bytes: u64,
+    /// Anonymous memory.
+    pub rss_bytes: u64,
+    /// What the limit leaves; `None` without a limit.
+    pub available_bytes: Option<u64>,
+    /// Page faults since the start.
+    pub page_faults: u64,
+    /// Those of them that waited for a disk.
+    pub major_page_faults: u64,
+    /// Swap in use.
+    pub swap_bytes: u64,
+    /// What the limit leaves of swap; `None` without a limit, and in a guest that cannot swap.
+    pub swap_available_bytes: Option<u64>,
+}
+
+/// Traffic with block devices since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IoUsage {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+}
+
+/// What a session has added to its image, or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WritableLayerUsage {
+    /// The host's file with the box's scratch disk, on which it lies.
+    pub disk: PathBuf,
+    /// Bytes. A layer that is too large to be counted in time has at least so many.
+    pub used_bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}

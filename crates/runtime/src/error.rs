@@ -58,6 +58,8 @@ pub enum FailedStage {
     Remove,
     /// Writing the log.
     Log,
+    /// Measuring what a session uses.
+    Stats,
     /// Looking an object up.
     Lookup,
 }
@@ -79,6 +81,7 @@ impl FailedStage {
             Self::Stop => "stop",
             Self::Remove => "remove",
             Self::Log => "log",
+            Self::Stats => "stats",
             Self::Lookup => "lookup",
         }
     }

@@ -28,10 +28,14 @@ mod registry;
 mod scratch;
 mod sessions;
 mod shared;
+mod stats;
 mod streams;
 mod text;
 
-pub use api::{BoxStatus, ExecOutput, NetworkReadiness, ResolvedUser, SessionStatus, Stage};
+pub use api::{
+    BoxStatus, CpuUsage, ExecOutput, IoUsage, MemoryUsage, NetworkReadiness, ResolvedUser, SessionStatus,
+    SessionUsage, Stage, WritableLayerUsage,
+};
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;
 pub use error::{ErrorKind, FailedStage, ProgramFault, RuntimeError};

@@ -3,6 +3,8 @@
 //! Nothing is done here: a request is put to the task that owns the object and its answer is
 //! awaited. Whoever stops waiting stops nothing.
 
+mod stats;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +32,7 @@ use crate::registry::{BoxEntry, Entered, Matches, Registry, Reply, SessionEntry}
 use crate::scratch::Scratches;
 use crate::sessions::{ExecPlan, SessionCommand, SessionDriver, SessionStart, exec_sync, volume_name};
 use crate::shared::Shared;
+use crate::stats::Figures;
 
 /// Requests that may wait for one owner. More make their senders wait.
 const QUEUE: usize = 64;
@@ -53,6 +56,7 @@ impl BoxManager {
             records: Records::new(storage),
             vmm,
             registry: Registry::default(),
+            figures: Figures::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             config,

@@ -16,6 +16,8 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
+use a3s_box_core::BoxId;
+
 /// Part of the templates' names; raised when [`MKFS_OPTIONS`] change.
 const FORMAT: u32 = 1;
 
@@ -70,6 +72,11 @@ impl ScratchError {
 fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ScratchError {
     let path = path.to_owned();
     move |source| ScratchError::Io { step, path, source }
+}
+
+/// Where the disk of a box lies.
+pub(crate) fn disk_of(state_dir: &Path, id: &BoxId) -> PathBuf {
+    state_dir.join("boxes").join(id.as_str()).join("scratch.img")
 }
 
 /// Makes scratch disks below a directory of templates.

@@ -13,6 +13,7 @@ use crate::log::Sink;
 use crate::records::{Records, SessionRecord};
 use crate::registry::Registry;
 use crate::scratch::Scratches;
+use crate::stats::Figures;
 
 /// The runtime's parts, shared by its tasks.
 pub(crate) struct Shared {
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) scratches: Scratches,
     pub(crate) registry: Registry,
+    pub(crate) figures: Figures,
     pub(crate) tasks: TaskTracker,
     /// The daemon ends: tasks stop where they are, boxes run on.
     pub(crate) closing: CancellationToken,

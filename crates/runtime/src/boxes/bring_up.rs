@@ -370,7 +370,7 @@ fn plan_ledger(work: &mut Work) -> Result<(), RuntimeError> {
 }
 
 fn scratch_path(shared: &Shared, record: &BoxRecord) -> PathBuf {
-    shared.config.state_dir.join("boxes").join(record.id.as_str()).join("scratch.img")
+    crate::scratch::disk_of(&shared.config.state_dir, &record.id)
 }
 
 fn plan(work: &Work, cgroups: Vec<PathBuf>) -> BoxPlan {
