@@ -166,8 +166,8 @@ pub fn capabilities(context: &LinuxContainerSecurityContext) -> CapabilitySpec {
     }
 }
 
-/// The system call filter. Without a word about it a container gets the default profile, unless it is
-/// privileged.
+/// The system call filter. Without a word about it there is none: that is what the interface says, and
+/// kubelet always says a word.
 pub fn seccomp(context: &LinuxContainerSecurityContext, field: &str) -> Result<SeccompSpec, InvalidRequest> {
     if context.privileged {
         return Ok(SeccompSpec::Unconfined);
@@ -189,8 +189,8 @@ pub fn seccomp(context: &LinuxContainerSecurityContext, field: &str) -> Result<S
 /// The field that clients older than Kubernetes 1.19 send.
 fn seccomp_by_path(path: &str, field: &str) -> Result<SeccompSpec, InvalidRequest> {
     match path {
-        "" | "runtime/default" | "docker/default" => Ok(SeccompSpec::RuntimeDefault),
-        "unconfined" => Ok(SeccompSpec::Unconfined),
+        "runtime/default" | "docker/default" => Ok(SeccompSpec::RuntimeDefault),
+        "" | "unconfined" => Ok(SeccompSpec::Unconfined),
         other => {
             let problem = format!("{other:?} is neither runtime/default nor unconfined");
             Err(InvalidRequest::new(format!("{field}.seccomp_profile_path"), problem))
@@ -295,10 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_confined_unless_they_say_otherwise() {
+    fn containers_are_confined_as_they_say() {
         let mut context = LinuxContainerSecurityContext::default();
-        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::RuntimeDefault));
+        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
         let profile = |kind: ProfileType| SecurityProfile { profile_type: kind.into(), ..Default::default() };
+        context.seccomp = Some(profile(ProfileType::RuntimeDefault));
+        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::RuntimeDefault));
         context.seccomp = Some(profile(ProfileType::Unconfined));
         assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
         context.seccomp = Some(profile(ProfileType::Localhost));

@@ -43,16 +43,16 @@ impl Vmm for NoVmm {
 }
 
 /// A served instance with a client of each kind.
-pub struct Served {
-    pub runtime: RuntimeServiceClient<Channel>,
-    pub images: ImageServiceClient<Channel>,
+pub(crate) struct Served {
+    pub(crate) runtime: RuntimeServiceClient<Channel>,
+    pub(crate) images: ImageServiceClient<Channel>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
     dir: TempDir,
 }
 
 impl Served {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let service = service(dir.path()).await;
         let socket = dir.path().join("cri.sock");
@@ -79,7 +79,7 @@ impl Served {
     }
 
     /// Ends the server; a panic in it fails the test.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let Self { runtime, images, stop, server, dir } = self;
         drop((runtime, images));
         stop.send(()).expect("the server runs");
