@@ -54,6 +54,7 @@ fn print_speed() -> ExitCode {
 }
 
 fn run_box(plan: &Path) -> ExitCode {
+    outer::close_strays();
     let status = match Status::take() {
         Ok(status) => status,
         Err(error) => {

@@ -31,10 +31,8 @@ impl Status {
         (&self.0).write_all(&line).context("report to the daemon")
     }
 
-    /// The VM is about to run; nothing is reported any more.
+    /// The VM is about to run. The descriptor stays open until the process ends; the daemon stops reading.
     pub(crate) fn up(&self) -> anyhow::Result<()> {
-        self.send(&Report::Up)?;
-        // The descriptor stays with this process until it ends; what matters is that the daemon stops reading.
-        Ok(())
+        self.send(&Report::Up)
     }
 }

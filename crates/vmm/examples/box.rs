@@ -21,8 +21,10 @@ async fn main() {
         .map_or_else(|| std::env::temp_dir().join("a3s-box-example"), PathBuf::from);
     std::fs::create_dir_all(&dir).unwrap();
     let vmm = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("a3s-box-vmm");
-    let scratch = dir.join("scratch.raw");
-    std::fs::File::create(&scratch).unwrap().set_len(64 << 20).unwrap();
+    let scratch = std::env::var_os("BOX_SCRATCH").map_or_else(|| dir.join("scratch.raw"), PathBuf::from);
+    if !scratch.exists() {
+        std::fs::File::create(&scratch).unwrap().set_len(64 << 20).unwrap();
+    }
     let helpers = PathBuf::from(&args[3]);
     let parts = QemuParts {
         vmm: vmm.clone(),

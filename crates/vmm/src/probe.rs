@@ -34,7 +34,7 @@ use crate::starter::{self, Part};
 
 /// How long a trial boot may take from the start of its process to the guest's Ready. Hardware needs a tenth of a
 /// second.
-pub const TRIAL_LIMIT: Duration = Duration::from_secs(10);
+pub const TRIAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// How many instructions `a3s-box-vmm kvm-speed` executes.
 pub const KVM_SPEED_INSTRUCTIONS: u64 = 1_000_000;
