@@ -1,0 +1,80 @@
+//! The life of a pod against seams (store, network, hypervisor) that fail at their n-th call, for every n.
+//!
+//! Guards: whatever fails, the client is told, a client that then removes the pod finds everything gone, and the
+//! same pod can be made again at once.
+
+mod support;
+
+use std::time::Duration;
+
+use a3s_box_runtime::{BoxManager, RuntimeError};
+use support::{World, container, image, launch, pod, process, with_volume};
+
+async fn life(m: &BoxManager, world: &World) -> Result<(), RuntimeError> {
+    let id = m.run_box(pod("p", &world.path("logs"))).await?;
+    let spec = with_volume(container("c", &["sleep"]), &world.path("volume"));
+    let session = launch(m, &id, spec, image(world.dir.path())).await?;
+    m.exec_sync(&session, process(&["print", "x"]), Some(Duration::from_secs(5)), 10).await?;
+    m.stop_session(&session, Duration::from_secs(1)).await?;
+    m.remove_session(&session).await?;
+    m.stop_box(&id).await?;
+    m.remove_box(&id).await
+}
+
+#[test]
+fn a_fault_at_any_call_leaks_nothing_and_the_same_pod_can_be_made_again() {
+    let mut hit = Vec::new();
+    for call in 1.. {
+        let world = World::new();
+        let daemon = world.daemon();
+        let m = daemon.manager.clone();
+        world.faults.fail_at(call);
+        let result = daemon.run(life(&m, &world));
+        let Some(name) = world.faults.heal() else {
+            result.unwrap();
+            break;
+        };
+        daemon.run(async {
+            for status in m.list_boxes() {
+                m.remove_box(&status.id).await.unwrap();
+            }
+            life(&m, &world)
+                .await
+                .unwrap_or_else(|error| panic!("after a fault in call {call} ({name}): {error}"));
+            m.shutdown().await;
+        });
+        assert_eq!(world.leftovers(), Vec::<String>::new(), "after a fault in call {call} ({name})");
+        hit.push(name);
+    }
+    // The loop must have been through every seam, or it proves nothing.
+    for seam in [
+        "storage commit",
+        "network setup",
+        "network teardown",
+        "vmm launch",
+        "machine ready",
+        "machine attach",
+    ] {
+        assert!(hit.iter().any(|name| name == seam), "{seam} was never hit: {hit:?}");
+    }
+}
+
+#[test]
+fn a_stop_goes_on_past_a_network_that_cannot_be_taken_down() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let m = daemon.manager.clone();
+    daemon.run(async {
+        let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        // Of a stop's calls: the record, the kill, the network.
+        world.faults.fail_at(3);
+        let error = m.stop_box(&id).await.unwrap_err();
+        assert_eq!(world.faults.heal().as_deref(), Some("network teardown"));
+        assert!(error.to_string().contains("injected fault in network teardown"), "{error}");
+        assert!(world.vmm.running().is_empty(), "the VM was ended all the same");
+        assert_eq!(std::fs::read_dir(world.path("state/boxes")).unwrap().count(), 0, "and the disk removed");
+        m.stop_box(&id).await.unwrap();
+        m.remove_box(&id).await.unwrap();
+    });
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}

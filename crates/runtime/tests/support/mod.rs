@@ -1,0 +1,307 @@
+//! A world without hypervisors: VMs, guests, networks and disks that fail when they are told to.
+//!
+//! The guests live on a runtime of their own and outlive daemons, as real VMs do. A daemon has its own runtime too, so
+//! that it can be killed at any moment by dropping it.
+
+// Each test file uses its own part.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod guest;
+pub mod machine;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::runtime::Runtime;
+
+use a3s_box_core::image::{ImageConfig, Layer, ResolvedImage};
+use a3s_box_core::network::{Interface, PodNetwork};
+use a3s_box_core::spec::{BoxSize, BoxSpec, MountSource, MountSpec, PodIdentity, ProcessSpec, SessionSpec};
+use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
+use a3s_box_core::{BoxId, SessionId};
+use a3s_box_runtime::network::NetworkFault;
+use a3s_box_runtime::{BoxManager, NetworkReadiness, NetworkSetting, PodNetworks, RuntimeConfig};
+use a3s_box_store::RedbStore;
+use machine::FakeVmm;
+
+/// Counts the calls of all seams and fails one of them.
+#[derive(Default)]
+pub struct Faults(Mutex<(usize, Option<usize>, Vec<String>)>);
+
+impl Faults {
+    pub fn fail_at(&self, call: usize) {
+        *self.0.lock().unwrap() = (0, Some(call), Vec::new());
+    }
+
+    /// Fails nothing more; answers the name of the call that failed, if one did.
+    pub fn heal(&self) -> Option<String> {
+        let (calls, fail_at, names) = std::mem::take(&mut *self.0.lock().unwrap());
+        fail_at.filter(|call| *call <= calls).map(|call| names[call - 1].clone())
+    }
+
+    pub fn hit(&self, name: &str) -> std::io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.0 += 1;
+        state.2.push(name.to_owned());
+        if state.1 == Some(state.0) {
+            Err(std::io::Error::other(format!("injected fault in {name}")))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+struct FaultyStorage {
+    inner: Arc<RedbStore>,
+    faults: Arc<Faults>,
+}
+
+impl FaultyStorage {
+    fn hit(&self, name: &str) -> Result<(), StorageError> {
+        let failed = |source| StorageError { operation: name.to_owned(), source: Box::new(source) };
+        self.faults.hit(name).map_err(failed)
+    }
+}
+
+impl Storage for FaultyStorage {
+    fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
+        self.hit("storage get")?;
+        self.inner.get(table, key)
+    }
+    fn scan(&self, table: Table) -> Result<Vec<Record>, StorageError> {
+        self.hit("storage scan")?;
+        self.inner.scan(table)
+    }
+    fn commit(&self, changes: Vec<Change>) -> Result<(), StorageError> {
+        self.hit("storage commit")?;
+        self.inner.commit(changes)
+    }
+}
+
+/// A network adapter that remembers whom it connected.
+pub struct FakeNetworks {
+    faults: Arc<Faults>,
+    pub held: Mutex<BTreeSet<BoxId>>,
+}
+
+#[async_trait]
+impl PodNetworks for FakeNetworks {
+    async fn setup(&self, id: &BoxId, _spec: &BoxSpec) -> Result<PodNetwork, NetworkFault> {
+        self.held.lock().unwrap().insert(id.clone());
+        let interface = Interface {
+            name: "eth0".to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: vec![a3s_box_core::network::Address { ip: "10.9.8.7".parse().unwrap(), prefix: 24 }],
+            routes: Vec::new(),
+            tap: "tap0".to_owned(),
+        };
+        // Half made: the caller must take it down.
+        self.faults.hit("network setup").map_err(|error| NetworkFault(Box::new(error)))?;
+        Ok(PodNetwork { netns: "/var/run/netns/fake".into(), interfaces: vec![interface] })
+    }
+
+    async fn teardown(&self, id: &BoxId, _spec: &BoxSpec) -> Result<(), NetworkFault> {
+        self.faults.hit("network teardown").map_err(|error| NetworkFault(Box::new(error)))?;
+        self.held.lock().unwrap().remove(id);
+        Ok(())
+    }
+
+    fn readiness(&self) -> NetworkReadiness {
+        NetworkReadiness { ready: true, reason: String::new(), message: String::new() }
+    }
+}
+
+/// Everything that outlives a daemon.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub faults: Arc<Faults>,
+    pub networks: Arc<FakeNetworks>,
+    pub vmm: Arc<FakeVmm>,
+    store: Arc<RedbStore>,
+    guests: Option<Runtime>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let guests =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let faults = Arc::new(Faults::default());
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            networks: Arc::new(FakeNetworks { faults: faults.clone(), held: Mutex::default() }),
+            vmm: Arc::new(FakeVmm::new(faults.clone(), guests.handle().clone())),
+            store: Arc::new(RedbStore::in_memory().unwrap()),
+            faults,
+            guests: Some(guests),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn config(&self) -> RuntimeConfig {
+        let mut config = RuntimeConfig::new(
+            self.path("run"),
+            self.path("state"),
+            self.path("vmlinux"),
+            self.path("initramfs"),
+        );
+        config.use_cgroups = false;
+        config.network = NetworkSetting::Pods(self.networks.clone());
+        config.call_limit = Duration::from_secs(5);
+        config.stop_limit = Duration::from_secs(2);
+        config
+    }
+
+    /// Starts a daemon on what the last one left.
+    pub fn daemon(&self) -> Daemon {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let storage = Arc::new(FaultyStorage { inner: self.store.clone(), faults: self.faults.clone() });
+        let manager = runtime.block_on(BoxManager::start(self.config(), storage, self.vmm.clone())).unwrap();
+        Daemon { runtime: Some(runtime), manager }
+    }
+
+    /// What is left of boxes anywhere, after at most a few seconds.
+    pub fn leftovers(&self) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(8);
+        loop {
+            let found = self.look();
+            if found.is_empty() || Instant::now() > deadline {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn look(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for directory in ["run/boxes", "state/boxes", "run/log-positions"] {
+            let entries = std::fs::read_dir(self.path(directory)).into_iter().flatten().flatten();
+            found.extend(entries.map(|entry| format!("{}", entry.path().display())));
+        }
+        for table in ["boxes", "sessions"] {
+            let records = self.store.scan(Table(table)).unwrap();
+            found.extend(records.into_iter().map(|(key, _)| format!("record {table}/{key}")));
+        }
+        found.extend(self.networks.held.lock().unwrap().iter().map(|id| format!("network of {id}")));
+        found.extend(self.vmm.running().into_iter().map(|pid| format!("VM {pid}")));
+        found
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(guests) = self.guests.take() {
+            guests.shutdown_background();
+        }
+    }
+}
+
+/// A daemon, as long as it lives.
+pub struct Daemon {
+    runtime: Option<Runtime>,
+    pub manager: BoxManager,
+}
+
+impl Daemon {
+    /// Runs a client's part.
+    pub fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().unwrap().block_on(work)
+    }
+
+    /// Starts something that nobody waits for.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.as_ref().unwrap().spawn(work)
+    }
+
+    /// Ends as SIGKILL does: no task runs on.
+    pub fn kill(mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+pub fn pod(name: &str, logs: &Path) -> BoxSpec {
+    BoxSpec {
+        identity: PodIdentity {
+            name: name.to_owned(),
+            namespace: "n".to_owned(),
+            uid: "u".to_owned(),
+            attempt: 0,
+        },
+        log_directory: Some(logs.to_owned()),
+        size: BoxSize { vcpus: 1, memory_mib: 64, scratch_mib: 64 },
+        ..BoxSpec::default()
+    }
+}
+
+/// A container whose first word says what the fake guest does: see [`guest`].
+pub fn container(name: &str, args: &[&str]) -> SessionSpec {
+    SessionSpec {
+        name: name.to_owned(),
+        log_path: Some(format!("{name}/0.log").into()),
+        process: process(args),
+        stop_signal: 15,
+        ..SessionSpec::default()
+    }
+}
+
+pub fn process(args: &[&str]) -> ProcessSpec {
+    ProcessSpec { args: args.iter().map(ToString::to_string).collect(), ..ProcessSpec::default() }
+}
+
+pub fn with_volume(mut spec: SessionSpec, path: &Path) -> SessionSpec {
+    spec.mounts.push(MountSpec {
+        source: MountSource::Host { path: path.to_owned(), propagate: false, recursive_readonly: false },
+        target: "/data".to_owned(),
+        readonly: false,
+        options: Vec::new(),
+    });
+    spec
+}
+
+pub fn image(dir: &Path) -> ResolvedImage {
+    let erofs = dir.join("layer.erofs");
+    std::fs::write(&erofs, b"layer").unwrap();
+    ResolvedImage {
+        id: "sha256:00".to_owned(),
+        digest_ref: "x@sha256:00".to_owned(),
+        config: ImageConfig::default(),
+        layers: vec![Layer { diff_id: "sha256:0a".to_owned(), erofs }],
+    }
+}
+
+/// The contents of a log's lines.
+pub fn log_lines(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or("").to_owned()).collect()
+}
+
+/// Creates and starts a container.
+pub async fn launch(
+    manager: &BoxManager,
+    id: &BoxId,
+    spec: SessionSpec,
+    image: ResolvedImage,
+) -> Result<SessionId, a3s_box_runtime::RuntimeError> {
+    let session = manager.create_session(id, spec, image).await?;
+    manager.start_session(&session).await?;
+    Ok(session)
+}
