@@ -40,7 +40,7 @@ pub(crate) async fn an_unknown_image_is_not_found(suite: &Suite) -> Result<()> {
 
 pub(crate) async fn a_text_that_is_no_reference_is_refused(suite: &Suite) -> Result<()> {
     let mut client = suite.client()?;
-    for text in ["", "UPPER/case", "name:tag:tag", "a@sha256:12"] {
+    for text in ["", "UPPER", "name:tag:tag", "a@sha256:12"] {
         let error = client.pull(text).await.err().with_context(|| format!("{text:?} was pulled"))?;
         ensure!(error.code() == Code::InvalidArgument, "{text:?}: {error}");
     }

@@ -141,8 +141,8 @@ pub(crate) async fn bad_paths_fail_with_their_reason(suite: &Suite) -> Result<()
     let broken = [
         (
             "missing",
-            ContainerConfig { mounts: vec![mount("/no/such/folder", "/data")], ..base("missing") },
-            "/no/such/folder",
+            ContainerConfig { mounts: vec![mount("/etc/passwd/below", "/data")], ..base("missing") },
+            "/etc/passwd/below",
         ),
         ("relative", ContainerConfig { mounts: vec![mount("/tmp", "data")], ..base("relative") }, "data"),
         ("longmount", ContainerConfig { mounts: vec![mount("/tmp", &long)], ..base("longmount") }, "xxx"),

@@ -22,7 +22,7 @@ pub(crate) async fn streams_are_apart_and_partial_lines_are_marked(suite: &Suite
     client.stop_pod(&pod).await?;
 
     let lines = log_lines(&config, "main")?;
-    let of = |stream: &str| lines.iter().filter(move |line| line.0 == stream);
+    let of = |stream: &'static str| lines.iter().filter(move |line| line.0 == stream);
     ensure!(of("stderr").map(|line| line.2.as_str()).eq(["two"]), "stderr: {lines:?}");
     let stdout: Vec<_> = of("stdout").collect();
     ensure!(stdout[0].1 == "F" && stdout[0].2 == "one", "{:?}", stdout[0]);

@@ -1,6 +1,6 @@
 //! The steps as a table that grows line by line.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,22 +19,31 @@ impl Table {
     /// A step is done; `result` is what a reader wants to see of it.
     pub(crate) fn step(&mut self, name: &str, result: &str) {
         let time = duration(self.last.elapsed());
-        println!(
+        self.line(&format!(
             "  {} {name:<18} {} {result}",
             self.paint("32", "✓"),
             self.paint("2", &format!("{time:>9}  "))
-        );
+        ));
         self.last = Instant::now();
     }
 
     /// Something to read under the last step.
     pub(crate) fn quote(&mut self, text: &str) {
-        println!("      {}", self.paint("36", text));
+        self.line(&format!("      {}", self.paint("36", text)));
         self.last = Instant::now();
     }
 
     pub(crate) fn close(&self, total: Duration, state: &Path) {
-        println!("\n  {} in all; state folder {}", self.paint("1", &duration(total)), state.display());
+        self.line(&format!(
+            "\n  {} in all; state folder {}",
+            self.paint("1", &duration(total)),
+            state.display()
+        ));
+    }
+
+    /// A reader who has gone away must not keep us from cleaning up.
+    fn line(&self, text: &str) {
+        let _ = writeln!(std::io::stdout(), "{text}");
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
