@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rustix::mount::UnmountFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::system::RebootCommand;
 
 use crate::paths;
@@ -16,17 +16,18 @@ const ANSWER: Duration = Duration::from_millis(20);
 /// A host file server that is gone must not keep the box alive.
 const SYNC: Duration = Duration::from_secs(3);
 
-/// Kills everything, writes everything back, and ends the machine.
+/// Kills everything, writes volumes back, and ends the machine.
 pub async fn off_soon(table: Table) {
     tokio::time::sleep(ANSWER).await;
     table.kill_all();
-    let flush = tokio::task::spawn_blocking(|| {
-        rustix::fs::sync();
-        // The scratch disk ends with the box: whether it was unmounted matters to nobody but its journal.
-        let _ = rustix::mount::unmount(paths::SCRATCH, UnmountFlags::DETACH);
-    });
-    if tokio::time::timeout(SYNC, flush).await.is_err() {
-        eprintln!("a3s-box-agent: the file systems could not be synced in {} s", SYNC.as_secs());
+    // Only the share: the scratch disk ends with the box.
+    let sync = || {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(paths::SHARE, flags, Mode::empty()).and_then(rustix::fs::syncfs)
+    };
+    match tokio::time::timeout(SYNC, tokio::task::spawn_blocking(sync)).await {
+        Ok(Ok(Ok(()))) => {}
+        other => say!("the volumes could not be synced: {other:?}"),
     }
     off();
 }
@@ -35,7 +36,7 @@ pub async fn off_soon(table: Table) {
 pub fn off() -> ! {
     loop {
         let result = rustix::system::reboot(RebootCommand::Restart);
-        eprintln!("a3s-box-agent: cannot end the machine: {result:?}");
+        say!("cannot end the machine: {result:?}");
         std::thread::sleep(Duration::from_secs(1));
     }
 }

@@ -6,7 +6,7 @@
 //! gets a copy of our memory and runs only system calls until execve.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
@@ -16,6 +16,15 @@ use rustix::process::Pid;
 
 /// Descriptor numbers below this are targets in the child.
 const FIRST_FREE: RawFd = 16;
+
+/// What is executed, if not ourselves.
+static PROGRAM: OnceLock<CString> = OnceLock::new();
+
+/// Executes `program` from now on instead of the running program: for tests, whose program is not the agent. Only the
+/// first call counts.
+pub fn use_program(program: CString) {
+    PROGRAM.get_or_init(|| program);
+}
 
 /// In which pid namespace the child runs.
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +119,7 @@ fn own_pid_namespace() -> io::Result<BorrowedFd<'static>> {
 }
 
 fn clone_and_exec(args: &CloneArgs, role: &CStr, actions: &[(RawFd, RawFd)]) -> io::Result<Pid> {
+    let program = PROGRAM.get().map_or(c"/proc/self/exe", CString::as_c_str);
     let argv = [role.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null::<libc::c_char>()];
     // SAFETY: without CLONE_VM and with no stack given this is a fork: the child continues here on its own copy of
@@ -123,7 +133,7 @@ fn clone_and_exec(args: &CloneArgs, role: &CStr, actions: &[(RawFd, RawFd)]) -> 
                     libc::_exit(126);
                 }
             }
-            libc::execve(c"/proc/self/exe".as_ptr(), argv.as_ptr(), envp.as_ptr());
+            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
             libc::_exit(127);
         }
         if pid < 0 {

@@ -83,6 +83,61 @@ pub fn install_seccomp(program: &[u8]) -> io::Result<()> {
     })
 }
 
+#[repr(C)]
+struct BpfLoad {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u64; 2],
+    version_and_flags: u64,
+}
+
+#[repr(C)]
+struct BpfAttach {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+
+/// Loads a program that decides which devices a cgroup may open; one instruction per word.
+pub fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
+    let load = BpfLoad {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        instructions: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log: [0; 2],
+        version_and_flags: 0,
+    };
+    // SAFETY: the attributes and what they point to live through the call; the kernel copies and verifies the
+    // program and takes fields beyond the given size for zero.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoad>()) };
+    check(result)?;
+    let number = RawFd::try_from(result).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Puts a program of [`load_device_program`] in force for a cgroup and all below it.
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attach = BpfAttach {
+        target: cgroup.as_raw_fd().unsigned_abs(),
+        program: program.as_raw_fd().unsigned_abs(),
+        kind: BPF_CGROUP_DEVICE,
+        flags: 0,
+    };
+    // SAFETY: the attributes live through the call.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) })
+}
+
 /// kill(2) with a bare number: real-time signals have no names in the crates that we use.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill reads no memory of ours.

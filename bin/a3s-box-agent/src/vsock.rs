@@ -3,11 +3,15 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use a3s_box_protocol::MAX_GUEST_WRITE;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use tonic::transport::server::Connected;
+
+/// After an error.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on a port.
 pub fn listen(port: u32) -> io::Result<VsockListener> {
@@ -15,12 +19,16 @@ pub fn listen(port: u32) -> io::Result<VsockListener> {
 }
 
 /// The next connection of the host. Others are refused: with vsock loopback any process in the guest could
-/// connect to the agent.
-pub async fn accept(listener: &VsockListener) -> io::Result<VsockStream> {
+/// connect to the agent. An error, be it that descriptors have run out, passes; the box lives on.
+pub async fn accept(listener: &VsockListener) -> VsockStream {
     loop {
-        let (stream, peer) = listener.accept().await?;
-        if peer.cid() == VMADDR_CID_HOST {
-            return Ok(stream);
+        match listener.accept().await {
+            Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => return stream,
+            Ok(_) => {}
+            Err(error) => {
+                say!("accept a connection: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }

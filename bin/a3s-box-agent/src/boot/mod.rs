@@ -2,6 +2,7 @@
 
 pub mod mounts;
 
+use std::convert::Infallible;
 use std::io;
 
 use a3s_box_protocol::framing::{FramingError, write_message};
@@ -106,7 +107,7 @@ async fn serve(mut stages: Stages) -> Result<(), BootError> {
     // None of these ends in a healthy box.
     tokio::select! {
         served = server => served.map_err(BootError::Serve),
-        streamed = accept_streams(stdio, table) => streamed.map_err(step("accept streams")),
+        never = accept_streams(stdio, table) => match never {},
         reaped = reaper.run() => reaped.map_err(step("reap processes")),
     }
 }
@@ -127,8 +128,8 @@ fn connections(listener: VsockListener) -> impl tokio_stream::Stream<Item = io::
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         loop {
-            let accepted = vsock::accept(&listener).await.map(Capped);
-            if sender.send(accepted).await.is_err() {
+            let accepted = Capped(vsock::accept(&listener).await);
+            if sender.send(Ok(accepted)).await.is_err() {
                 return;
             }
         }
@@ -136,9 +137,9 @@ fn connections(listener: VsockListener) -> impl tokio_stream::Stream<Item = io::
     tokio_stream::wrappers::ReceiverStream::new(receiver)
 }
 
-async fn accept_streams(listener: VsockListener, table: Table) -> io::Result<()> {
+async fn accept_streams(listener: VsockListener, table: Table) -> Infallible {
     loop {
-        let stream = vsock::accept(&listener).await?;
+        let stream = vsock::accept(&listener).await;
         let table = table.clone();
         tokio::spawn(async move {
             let (from_host, to_host) = stream.into_split();

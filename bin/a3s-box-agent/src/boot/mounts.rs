@@ -76,7 +76,7 @@ pub fn mount_host_file_systems() -> Result<(), MountError> {
     match mount(tag, paths::SHARE, "virtiofs", MountFlags::NODEV, None) {
         Ok(()) => {}
         Err(Errno::INVAL | Errno::NODEV | Errno::NOENT) => {
-            eprintln!("a3s-box-agent: there is no virtio-fs share {tag:?}: no images, no volumes");
+            say!("there is no virtio-fs share {tag:?}: no images, no volumes");
         }
         Err(error) => return Err(fail("mount", paths::SHARE)(error)),
     }
@@ -84,7 +84,7 @@ pub fn mount_host_file_systems() -> Result<(), MountError> {
     match mount(DISK, paths::SCRATCH, "ext4", MountFlags::NOATIME, Some(c"barrier=0")) {
         Ok(()) => {}
         Err(Errno::NOENT | Errno::NXIO) => {
-            eprintln!("a3s-box-agent: there is no scratch disk {DISK}: writable layers are in memory");
+            say!("there is no scratch disk {DISK}: writable layers are in memory");
             mount("tmpfs", paths::SCRATCH, "tmpfs", MountFlags::NOATIME, None)
                 .map_err(fail("mount", paths::SCRATCH))?;
         }

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::devices;
 use crate::{paths, sys};
 
 /// How often a cgroup is asked whether it is empty, with doubling pauses from one millisecond.
@@ -58,13 +59,10 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup and writes the settings in their order. What was made is removed again when a setting fails.
-    pub fn create(id: &str, resources: &Resources) -> Result<Self, CgroupError> {
-        Self::create_below(Path::new(paths::POD_CGROUP), id, resources)
-    }
-
-    fn create_below(parent: &Path, id: &str, resources: &Resources) -> Result<Self, CgroupError> {
-        let path = parent.join(id);
+    /// Makes the cgroup and writes the settings in their order. Unless `all_devices`, its processes may open the usual
+    /// devices only. What was made is removed again when a step fails.
+    pub fn create(id: &str, resources: &Resources, all_devices: bool) -> Result<Self, CgroupError> {
+        let path = Path::new(paths::POD_CGROUP).join(id);
         let fail = |step: &'static str| {
             let path = path.clone();
             move |e: Errno| CgroupError::File { path, step, source: e.into() }
@@ -73,7 +71,7 @@ impl Cgroup {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&path, flags, Mode::empty()).map_err(fail("open"))?;
         let cgroup = Self { path, directory };
-        match cgroup.apply(&resources.settings) {
+        match cgroup.apply(&resources.settings).and_then(|()| cgroup.confine(all_devices)) {
             Ok(()) => Ok(cgroup),
             Err(error) => {
                 // Nothing runs in it yet; if it stays, the box is broken anyway and says so at the next create.
@@ -81,6 +79,17 @@ impl Cgroup {
                 Err(error)
             }
         }
+    }
+
+    fn confine(&self, all_devices: bool) -> Result<(), CgroupError> {
+        if all_devices {
+            return Ok(());
+        }
+        devices::confine(self.directory()).map_err(|source| CgroupError::File {
+            path: self.path.clone(),
+            step: "confine to devices",
+            source,
+        })
     }
 
     /// Writes settings in their order.

@@ -8,6 +8,7 @@
 //! goes away in the middle of a call changes nothing.
 
 pub mod cgroup;
+pub mod devices;
 pub mod exec;
 pub mod launch;
 pub mod layers;

@@ -133,7 +133,7 @@ impl Table {
         let end = End { exit, oom_killed: live.cgroup.oom_killed() };
         // In a shared pid namespace others of the session may live on; a container ends with its first process.
         if let Err(error) = live.cgroup.kill() {
-            eprintln!("a3s-box-agent: session {}: {error}", session.id);
+            say!("session {}: {error}", session.id);
         }
         live.drop_namespaces();
         live.stdio.process_ended();
@@ -143,7 +143,8 @@ impl Table {
     async fn set_up(&self, session: &Session) -> Result<(Arc<Live>, oneshot::Receiver<Exit>), SessionError> {
         let request = &session.request;
         let holdings = self.acquire(request).await?;
-        let cgroup = Cgroup::create(&session.id, &request.resources.clone().unwrap_or_default())?;
+        let cgroup =
+            Cgroup::create(&session.id, &request.resources.clone().unwrap_or_default(), request.privileged)?;
         match self.launch(request, &holdings, &cgroup).await {
             Ok((launched, namespaces)) => {
                 let live = Live {
@@ -160,7 +161,7 @@ impl Table {
             Err(error) => {
                 // Killing and waiting comes before the holdings go.
                 if let Err(left) = cgroup.remove().await {
-                    eprintln!("a3s-box-agent: session {}: {left}", session.id);
+                    say!("session {}: {left}", session.id);
                 }
                 Err(error)
             }
@@ -337,7 +338,7 @@ impl Table {
         let spawn =
             Spawn { role: stage::REMOVE, descriptors: Vec::new(), cgroup: None, pid_space: PidSpace::Same };
         if let Err(error) = self.inner.reaper.spawn(&spawn) {
-            eprintln!("a3s-box-agent: cannot delete what lies in {}: {error}", paths::TRASH);
+            say!("cannot delete what lies in {}: {error}", paths::TRASH);
         }
     }
 

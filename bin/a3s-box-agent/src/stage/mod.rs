@@ -123,6 +123,8 @@ pub fn pause() {
         rustix::mount::unmount(".", UnmountFlags::DETACH).context("unmount", "the old root")
     };
     with_control(|control| {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .context("end with", "the agent")?;
         hide()?;
         sys::close_on_exec_from(3).context("close", "descriptors")?;
         control::send_report(control.as_fd(), Report::Ready(Default::default()), None)

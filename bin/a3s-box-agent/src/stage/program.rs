@@ -135,7 +135,9 @@ mod tests {
             error(&["no-such"], &["PATH=/bin"]),
             "exec: \"no-such\": executable file not found in $PATH"
         );
-        assert_eq!(error(&["/no/such"], &[]), "exec: \"/no/such\": no such file or directory");
+        let directory = tempfile::tempdir().unwrap();
+        let absent = directory.path().join("absent").to_str().unwrap().to_owned();
+        assert_eq!(error(&[&absent], &[]), format!("exec: {absent:?}: no such file or directory"));
         assert_eq!(error(&["/etc/passwd/x"], &[]), "exec: \"/etc/passwd/x\": no such file or directory");
     }
 

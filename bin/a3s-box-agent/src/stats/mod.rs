@@ -107,7 +107,7 @@ fn counted(live: &Live) -> SessionStats {
     let read = |file: &str| counters::read(live.cgroup.directory(), file).ok();
     SessionStats {
         cpu: read("cpu.stat").map(|text| counters::cpu(&text)),
-        memory: counters::memory(&read),
+        memory: counters::memory(read),
         pids: read("pids.current").and_then(|text| counters::number(&text)).unwrap_or(0),
         io: read("io.stat").map(|text| counters::io(&text)),
         ..Default::default()
