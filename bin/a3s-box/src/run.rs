@@ -60,7 +60,7 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
     let show_timings = args.timings;
     let work = Work { boxes: boxes.clone(), config, args: *args, name, timings };
     // A panic becomes a value, so that cleaning up comes after it too. What it left half-done is dropped with it.
-    let done = AssertUnwindSafe(work.to_the_end(events)).catch_unwind().await;
+    let done = AssertUnwindSafe(work.complete(events)).catch_unwind().await;
     let since = Instant::now();
     let ended = invocation.end(&boxes).await;
     let (code, mut timings) =
@@ -99,7 +99,7 @@ struct Work {
 }
 
 impl Work {
-    async fn to_the_end(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<(u8, Timings)> {
+    async fn complete(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<(u8, Timings)> {
         let limit = self.args.timeout;
         let code = match limit {
             None => self.work(&mut events).await?,
@@ -226,7 +226,9 @@ impl Work {
         };
         if !all_written {
             match tokio::time::timeout(DRAIN_LIMIT, outputs).await {
-                Ok(copied) => drop(copied.context(OUTPUT_FAILED)?),
+                Ok(copied) => {
+                    copied.context(OUTPUT_FAILED)?;
+                }
                 Err(_) => {
                     note!("the command ended, but its output stayed open: the rest is lost")
                 }

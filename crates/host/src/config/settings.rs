@@ -34,7 +34,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "What survives a reboot: images, records. Two instances never share it.",
         expected: PATH,
         variable: Some("A3S_BOX_ROOT"),
-        set: |c, v| Some(c.root = as_path(v)?),
+        set: |c, v| put(&mut c.root, as_path(v)),
         show: |c| show_path(&c.root),
     },
     Setting {
@@ -42,7 +42,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "What does not: one directory per box.",
         expected: PATH,
         variable: Some("A3S_BOX_RUN_DIR"),
-        set: |c, v| Some(c.run_dir = as_path(v)?),
+        set: |c, v| put(&mut c.run_dir, as_path(v)),
         show: |c| show_path(&c.run_dir),
     },
     Setting {
@@ -50,7 +50,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Where kubelet finds the runtime. When run_dir is moved and this is not set, the socket moves with it.",
         expected: PATH,
         variable: Some("CRI_SOCKET_PATH"),
-        set: |c, v| Some(c.socket_override = Some(as_path(v)?)),
+        set: |c, v| put(&mut c.socket_override, as_path(v).map(Some)),
         show: |c| show_path(&c.socket()),
     },
     Setting {
@@ -58,7 +58,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The RuntimeClass handlers that are served; \"\" is what pods without a RuntimeClass get.",
         expected: "a list of handler names (letters, digits, - and .), none twice, at least one",
         variable: None,
-        set: |c, v| Some(c.runtime_handlers = handlers(as_texts(v)?)?),
+        set: |c, v| put(&mut c.runtime_handlers, handlers(as_texts(v)?)),
         show: |c| show_texts(&c.runtime_handlers),
     },
     Setting {
@@ -66,7 +66,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "error, warn, info, debug or trace, or a filter such as \"info,a3s_box_runtime=debug\".",
         expected: "a level or a filter of levels",
         variable: Some("A3S_BOX_LOG"),
-        set: |c, v| Some(c.log.level = log_filter(as_text(v)?)?),
+        set: |c, v| put(&mut c.log.level, log_filter(as_text(v)?)),
         show: |c| show_text(&c.log.level),
     },
     Setting {
@@ -74,7 +74,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "\"text\" for people, \"json\" for collectors.",
         expected: "\"text\" or \"json\"",
         variable: None,
-        set: |c, v| Some(c.log.format = one_of(v, &[("text", LogFormat::Text), ("json", LogFormat::Json)])?),
+        set: |c, v| {
+            put(&mut c.log.format, one_of(v, &[("text", LogFormat::Text), ("json", LogFormat::Json)]))
+        },
         show: |c| {
             show_text(match c.log.format {
                 LogFormat::Text => "text",
@@ -88,7 +90,7 @@ pub(super) const SETTINGS: &[Setting] = &[
                libkrun\nif that reached the agent within probe_limit, else QEMU.",
         expected: "\"auto\", \"libkrun\" or \"qemu\"",
         variable: Some("A3S_BOX_BACKEND"),
-        set: |c, v| Some(c.vmm.backend = one_of(v, BACKENDS)?),
+        set: |c, v| put(&mut c.vmm.backend, one_of(v, BACKENDS)),
         show: |c| show_text(name_of(BACKENDS, c.vmm.backend)),
     },
     Setting {
@@ -96,7 +98,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "How long the trial boot of \"auto\" may take. Its verdict is remembered until the host reboots.",
         expected: DURATION,
         variable: None,
-        set: |c, v| Some(c.vmm.probe_limit = as_duration(v)?),
+        set: |c, v| put(&mut c.vmm.probe_limit, as_duration(v)),
         show: |c| show_duration(c.vmm.probe_limit),
     },
     Setting {
@@ -104,7 +106,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "How long a box may take from power-on to its agent before RunPodSandbox fails.",
         expected: DURATION,
         variable: None,
-        set: |c, v| Some(c.vmm.boot_limit = as_duration(v)?),
+        set: |c, v| put(&mut c.vmm.boot_limit, as_duration(v)),
         show: |c| show_duration(c.vmm.boot_limit),
     },
     Setting {
@@ -112,7 +114,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "How long a guest may take to power itself off before its VM is ended.",
         expected: DURATION,
         variable: None,
-        set: |c, v| Some(c.vmm.stop_limit = as_duration(v)?),
+        set: |c, v| put(&mut c.vmm.stop_limit, as_duration(v)),
         show: |c| show_duration(c.vmm.stop_limit),
     },
     Setting {
@@ -120,7 +122,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The guest kernel, instead of the one installed beside the program.",
         expected: PATH,
         variable: None,
-        set: |c, v| Some(c.vmm.kernel = Some(as_path(v)?)),
+        set: |c, v| put(&mut c.vmm.kernel, as_path(v).map(Some)),
         show: |c| c.vmm.kernel.as_deref().map(show_path).unwrap_or_default(),
     },
     Setting {
@@ -128,7 +130,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The guest's initramfs, instead of the installed one.",
         expected: PATH,
         variable: None,
-        set: |c, v| Some(c.vmm.initramfs = Some(as_path(v)?)),
+        set: |c, v| put(&mut c.vmm.initramfs, as_path(v).map(Some)),
         show: |c| c.vmm.initramfs.as_deref().map(show_path).unwrap_or_default(),
     },
     Setting {
@@ -136,7 +138,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The directory of a3s-box-vmm, virtiofsd and vhost-device-vsock, instead of the installed one.",
         expected: PATH,
         variable: None,
-        set: |c, v| Some(c.vmm.helpers = Some(as_path(v)?)),
+        set: |c, v| put(&mut c.vmm.helpers, as_path(v).map(Some)),
         show: |c| c.vmm.helpers.as_deref().map(show_path).unwrap_or_default(),
     },
     Setting {
@@ -144,7 +146,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The QEMU binary, instead of the first qemu-system-x86_64 on the PATH.",
         expected: PATH,
         variable: None,
-        set: |c, v| Some(c.vmm.qemu = Some(as_path(v)?)),
+        set: |c, v| put(&mut c.vmm.qemu, as_path(v).map(Some)),
         show: |c| c.vmm.qemu.as_deref().map(show_path).unwrap_or_default(),
     },
     Setting {
@@ -153,7 +155,7 @@ pub(super) const SETTINGS: &[Setting] = &[
                trial boot on it works.",
         expected: "\"auto\", \"kvm\" or \"tcg\"",
         variable: None,
-        set: |c, v| Some(c.vmm.qemu_accel = one_of(v, ACCELS)?),
+        set: |c, v| put(&mut c.vmm.qemu_accel, one_of(v, ACCELS)),
         show: |c| show_text(name_of(ACCELS, c.vmm.qemu_accel)),
     },
     Setting {
@@ -161,7 +163,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Virtual CPUs of a pod without a CPU limit.",
         expected: "a whole number from 1 to 64",
         variable: None,
-        set: |c, v| Some(c.size.vcpus = as_number(v, 1, 64)?),
+        set: |c, v| put(&mut c.size.vcpus, as_number(v, 1, 64)),
         show: |c| c.size.vcpus.to_string(),
     },
     Setting {
@@ -169,7 +171,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Memory of a pod without a memory limit, in MiB; the host backs a page when the guest touches it.",
         expected: "a whole number of MiB from 128 to 1048576",
         variable: None,
-        set: |c, v| Some(c.size.memory_mib = as_number(v, 128, 1 << 20)?),
+        set: |c, v| put(&mut c.size.memory_mib, as_number(v, 128, 1 << 20)),
         show: |c| c.size.memory_mib.to_string(),
     },
     Setting {
@@ -177,7 +179,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The sparse disk with all writable layers of a pod, in MiB.",
         expected: "a whole number of MiB from 64 to 16777216",
         variable: None,
-        set: |c, v| Some(c.size.scratch_mib = as_number(v, 64, 1 << 24)?),
+        set: |c, v| put(&mut c.size.scratch_mib, as_number(v, 64, 1 << 24)),
         show: |c| c.size.scratch_mib.to_string(),
     },
     Setting {
@@ -185,7 +187,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "\"cni\": the node's CNI plugins connect pods. \"none\": pods have a loopback interface only.",
         expected: "\"cni\" or \"none\"",
         variable: None,
-        set: |c, v| Some(c.network.mode = one_of(v, NETWORKS)?),
+        set: |c, v| put(&mut c.network.mode, one_of(v, NETWORKS)),
         show: |c| show_text(name_of(NETWORKS, c.network.mode)),
     },
     Setting {
@@ -193,7 +195,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Where CNI configurations lie; the lexically first one counts.",
         expected: PATH,
         variable: None,
-        set: |c, v| Some(c.network.conf_dir = as_path(v)?),
+        set: |c, v| put(&mut c.network.conf_dir, as_path(v)),
         show: |c| show_path(&c.network.conf_dir),
     },
     Setting {
@@ -201,7 +203,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Where CNI plugins lie, in the order of search.",
         expected: PATHS,
         variable: None,
-        set: |c, v| Some(c.network.bin_dirs = as_paths(v)?),
+        set: |c, v| put(&mut c.network.bin_dirs, as_paths(v)),
         show: |c| show_paths(&c.network.bin_dirs),
     },
     Setting {
@@ -209,7 +211,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "How long one plugin may take for one command.",
         expected: DURATION,
         variable: None,
-        set: |c, v| Some(c.network.plugin_timeout = as_duration(v)?),
+        set: |c, v| put(&mut c.network.plugin_timeout, as_duration(v)),
         show: |c| show_duration(c.network.plugin_timeout),
     },
     Setting {
@@ -217,7 +219,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Directories with HOST/hosts.toml, as containerd's users know them, in the order of search.",
         expected: PATHS,
         variable: None,
-        set: |c, v| Some(c.images.certs_dirs = as_paths(v)?),
+        set: |c, v| put(&mut c.images.certs_dirs, as_paths(v)),
         show: |c| show_paths(&c.images.certs_dirs),
     },
     Setting {
@@ -225,7 +227,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Layers of one image that download at once.",
         expected: "a whole number from 1 to 64",
         variable: None,
-        set: |c, v| Some(c.images.max_parallel_layers = usize::from(as_number::<u8>(v, 1, 64)?)),
+        set: |c, v| put(&mut c.images.max_parallel_layers, as_number::<u8>(v, 1, 64).map(usize::from)),
         show: |c| c.images.max_parallel_layers.to_string(),
     },
     Setting {
@@ -233,7 +235,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The largest layer after decompression; a larger one fails its pull.",
         expected: "a size such as \"64GiB\", or a number of bytes, at least 1 MiB",
         variable: None,
-        set: |c, v| Some(c.images.max_layer_bytes = as_bytes(v).filter(|bytes| *bytes >= 1 << 20)?),
+        set: |c, v| put(&mut c.images.max_layer_bytes, as_bytes(v).filter(|bytes| *bytes >= 1 << 20)),
         show: |c| show_bytes(c.images.max_layer_bytes),
     },
     Setting {
@@ -241,7 +243,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "What kubelet is told to name pod cgroups by: \"cgroupfs\" or \"systemd\".",
         expected: "\"cgroupfs\" or \"systemd\"",
         variable: None,
-        set: |c, v| Some(c.cgroup.driver = one_of(v, DRIVERS)?),
+        set: |c, v| put(&mut c.cgroup.driver, one_of(v, DRIVERS)),
         show: |c| show_text(name_of(DRIVERS, c.cgroup.driver)),
     },
 ];
@@ -253,6 +255,11 @@ const ACCELS: &[(&str, QemuAccel)] =
 const NETWORKS: &[(&str, NetworkMode)] = &[("cni", NetworkMode::Cni), ("none", NetworkMode::None)];
 const DRIVERS: &[(&str, CgroupDriver)] =
     &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
+
+fn put<T>(place: &mut T, value: Option<T>) -> Option<()> {
+    *place = value?;
+    Some(())
+}
 
 fn one_of<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Option<T> {
     let text = as_text(value)?;
