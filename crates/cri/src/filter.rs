@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 
-use crate::proto::{Container, ContainerFilter, PodSandbox, PodSandboxFilter};
+use a3s_box_runtime::SessionStatus;
+
+use crate::proto::{Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter};
 
 /// Whether a list of pod sandboxes shows `item`.
 pub fn shows_sandbox(filter: &PodSandboxFilter, item: &PodSandbox) -> bool {
@@ -21,12 +23,24 @@ pub fn shows_container(filter: &ContainerFilter, item: &Container) -> bool {
         && has_labels(&item.labels, &filter.label_selector)
 }
 
+/// Whether a list of statistics shows a session. It is asked before anything is measured.
+pub fn shows_stats(filter: &ContainerStatsFilter, state: &SessionStatus) -> bool {
+    let labels = &state.spec.labels;
+    state.id.as_str().starts_with(&filter.id)
+        && state.box_id.as_str().starts_with(&filter.pod_sandbox_id)
+        && filter.label_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
 fn has_labels(labels: &HashMap<String, String>, selector: &HashMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_core::lifecycle::SessionPhase;
+    use a3s_box_core::spec::SessionSpec;
+    use a3s_box_core::{BoxId, SessionId};
+
     use super::*;
     use crate::proto::{ContainerState, ContainerStateValue, PodSandboxState, PodSandboxStateValue};
 
@@ -95,6 +109,36 @@ mod tests {
             ContainerFilter { label_selector: labels(&[("tier", "front")]), ..all.clone() },
         ] {
             assert!(!shows_container(&wrong, &container()), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn each_part_of_a_statistics_filter_must_match() {
+        let state = SessionStatus {
+            id: SessionId::from_random([0xc0; 32]),
+            box_id: BoxId::from_random([0xb0; 32]),
+            spec: SessionSpec { labels: [("app".to_owned(), "web".to_owned())].into(), ..Default::default() },
+            image_id: String::new(),
+            image_digest_ref: String::new(),
+            phase: SessionPhase::Created,
+            created_at_ns: 1,
+            log_path: None,
+            user: None,
+            pid: None,
+            info: Default::default(),
+        };
+        let all = ContainerStatsFilter {
+            id: "c0".to_owned(),
+            pod_sandbox_id: "b0b0".to_owned(),
+            label_selector: labels(&[("app", "web")]),
+        };
+        assert!(shows_stats(&all, &state) && shows_stats(&ContainerStatsFilter::default(), &state));
+        for wrong in [
+            ContainerStatsFilter { id: "b0".to_owned(), ..all.clone() },
+            ContainerStatsFilter { pod_sandbox_id: "c0".to_owned(), ..all.clone() },
+            ContainerStatsFilter { label_selector: labels(&[("app", "db")]), ..all.clone() },
+        ] {
+            assert!(!shows_stats(&wrong, &state), "{wrong:?}");
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! unix socket -> server -> runtime_service / image_service   one line per RPC
-//!                              -> sandbox, container, exec, image, status   what each group does
+//!                              -> sandbox, container, exec, image, stats, status   what each group does
 //!                                   -> convert   messages <-> core types, and all validation
 //!                                   -> filter    what lists show
 //!                                   -> error     every failure to one gRPC code
@@ -25,6 +25,7 @@ mod sandbox;
 pub mod server;
 mod service;
 mod settings;
+mod stats;
 mod status;
 
 pub use service::CriService;

@@ -174,16 +174,16 @@ impl RuntimeService for CriService {
 
     async fn container_stats(
         &self,
-        _request: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
-        unimplemented("ContainerStats")
+        answer("ContainerStats", self.container_stats(request.into_inner())).await
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        unimplemented("ListContainerStats")
+        answer("ListContainerStats", self.list_container_stats(request.into_inner())).await
     }
 
     async fn stream_container_stats(

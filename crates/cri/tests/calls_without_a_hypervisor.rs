@@ -63,6 +63,10 @@ async fn unknown_objects_are_not_found_by_status_and_gone_for_stop_and_remove() 
     let exec =
         ExecSyncRequest { container_id: container_id.clone(), cmd: vec!["true".to_owned()], timeout: 1 };
     assert_eq!(runtime.exec_sync(exec).await.unwrap_err().code(), Code::NotFound);
+    let stats = ContainerStatsRequest { container_id: container_id.clone() };
+    assert_eq!(runtime.container_stats(stats).await.unwrap_err().code(), Code::NotFound);
+    let stats = runtime.list_container_stats(ListContainerStatsRequest::default()).await.unwrap();
+    assert!(stats.into_inner().stats.is_empty());
     let reopen = ReopenContainerLogRequest { container_id: container_id.clone() };
     assert_eq!(runtime.reopen_container_log(reopen).await.unwrap_err().code(), Code::NotFound);
 
@@ -88,6 +92,7 @@ async fn an_empty_id_is_refused_and_never_taken_for_a_prefix() {
         runtime.remove_container(RemoveContainerRequest::default()).await.map(drop),
         runtime.start_container(StartContainerRequest::default()).await.map(drop),
         runtime.container_status(ContainerStatusRequest::default()).await.map(drop),
+        runtime.container_stats(ContainerStatsRequest::default()).await.map(drop),
     ];
     for outcome in refused {
         let status = outcome.unwrap_err();
@@ -172,8 +177,6 @@ async fn calls_of_later_versions_say_their_name() {
         exec(ExecRequest) => "Exec",
         attach(AttachRequest) => "Attach",
         port_forward(PortForwardRequest) => "PortForward",
-        container_stats(ContainerStatsRequest) => "ContainerStats",
-        list_container_stats(ListContainerStatsRequest) => "ListContainerStats",
         stream_container_stats(StreamContainerStatsRequest) => "StreamContainerStats",
         pod_sandbox_stats(PodSandboxStatsRequest) => "PodSandboxStats",
         list_pod_sandbox_stats(ListPodSandboxStatsRequest) => "ListPodSandboxStats",

@@ -10,6 +10,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod security;
 pub mod signal;
+pub mod stats;
 pub mod status;
 
 use std::collections::{BTreeMap, HashMap};

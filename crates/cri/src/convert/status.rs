@@ -141,7 +141,7 @@ pub fn container_info(state: &SessionStatus) -> HashMap<String, String> {
     HashMap::from([("info".to_owned(), info.to_string())])
 }
 
-fn container_metadata(state: &SessionStatus) -> proto::ContainerMetadata {
+pub(super) fn container_metadata(state: &SessionStatus) -> proto::ContainerMetadata {
     proto::ContainerMetadata { name: state.spec.name.clone(), attempt: state.spec.attempt }
 }
 
