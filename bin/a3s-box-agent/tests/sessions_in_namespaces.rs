@@ -320,6 +320,43 @@ fn stdin_ends_when_the_host_says_so() {
 }
 
 #[test]
+fn an_exec_into_a_session_that_dies_is_told_so() {
+    in_a_box(|b| async move {
+        for round in 0..10 {
+            let id = format!("dying{round}");
+            b.table.create(session(&id, &["sleep", "1000"])).await.unwrap();
+            b.table.start(&id).await.unwrap();
+            b.table.signal(&id, libc::SIGKILL, false).unwrap();
+            let request = ExecRequest {
+                session_id: id.clone(),
+                exec_id: id.clone(),
+                process: Some(process(&["true"])),
+                stdin: false,
+            };
+            match b.table.start_exec(request).await {
+                // It may have been faster than the signal.
+                Ok(_) | Err(SessionError::Phase { phase: "has ended", .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+            b.table.delete(&id).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_program_may_have_fewer_descriptors_than_its_set_up_needs() {
+    in_a_box(|b| async move {
+        let mut request = session("few", &["echo", "enough"]);
+        request.process.as_mut().unwrap().rlimits =
+            vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 3, hard: 3 }];
+        assert_eq!(b.run(request.clone()).await.stdout, "enough\n");
+        request.process.as_mut().unwrap().rlimits[0].soft = 4;
+        let error = b.table.create(request).await.unwrap_err();
+        assert_eq!(error.to_string(), "rlimit RLIMIT_NOFILE: the soft limit 4 is above the hard limit 3");
+    });
+}
+
+#[test]
 fn a_terminal_is_the_sessions_own() {
     in_a_box(|b| async move {
         let mut request = shell("tty", "tty; stty size; test -t 2 && echo yes; echo console > /dev/console");

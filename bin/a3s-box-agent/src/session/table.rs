@@ -28,6 +28,8 @@ const MAX_EXECS: usize = 8192;
 /// An exec that has ended is forgotten after this, whether or not the host has asked how and taken its output,
 /// unless it is still taking it.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long after its death a process is reaped at the latest, unless the box is very busy.
+const REAP: Duration = Duration::from_millis(200);
 /// How long killed processes may take to end.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -367,7 +369,11 @@ impl Table {
         }
         let table = self.clone();
         let task = tokio::spawn(async move {
-            let (exec, exit) = exec::start(&table.inner.reaper, &live, &namespaces, &request).await?;
+            let started = exec::start(&table.inner.reaper, &live, &namespaces, &request).await;
+            let (exec, exit) = match started {
+                Ok(started) => started,
+                Err(error) => return Err(because_it_ended(&session, error).await),
+            };
             let pid = exec.pid;
             table.execs().insert(request.exec_id.clone(), Arc::clone(&exec));
             tokio::spawn(table.clone().follow(request.exec_id, exec, exit));
@@ -417,6 +423,22 @@ impl Table {
                 let _ = live.cgroup.kill();
             }
         }
+    }
+}
+
+/// An exec that comes while its session ends fails in strange ways: the kernel clones into a dying pid namespace with
+/// ENOMEM, and kills who is already in it. The reason is said instead.
+async fn because_it_ended(session: &Session, error: SessionError) -> SessionError {
+    let strange = match &error {
+        SessionError::StageDied { .. } => true,
+        SessionError::Launch { source, .. } => source.raw_os_error() == Some(libc::ENOMEM),
+        _ => false,
+    };
+    let ended = session.reach(|p| matches!(p, Phase::Exited(..)));
+    if strange && tokio::time::timeout(REAP, ended).await.is_ok() {
+        session.wrong("has ended")
+    } else {
+        error
     }
 }
 

@@ -69,7 +69,8 @@ pub fn session() {
         let stage = SessionStage::decode(read_spec()?.as_slice())?;
         let request = stage.request.clone().unwrap_or_default();
         let wanted = request.process.unwrap_or_default();
-        process::set_limits(&wanted)?;
+        let limits = process::Limits::parse(&wanted)?;
+        process::set_oom_score(&wanted);
         rustix::process::setsid().context("start", "a session")?;
         let tree = rootfs::assemble(&stage)?;
         rootfs::enter(&tree)?;
@@ -88,7 +89,7 @@ pub fn session() {
         if !control::wait_for_go(control).context("wait for", "the start")? {
             return Ok(());
         }
-        Err(process::become_program(&wanted, &identity, &env))
+        Err(process::become_program(&wanted, &limits, &identity, &env))
     });
 }
 
@@ -98,7 +99,8 @@ pub fn exec() {
         let wanted = Process::decode(read_spec()?.as_slice())?;
         let mounts = sys::inherited(MOUNT_NS_FD).context("take", "the mount namespace")?;
         let cgroups = sys::inherited(CGROUP_NS_FD).context("take", "the cgroup namespace")?;
-        process::set_limits(&wanted)?;
+        let limits = process::Limits::parse(&wanted)?;
+        process::set_oom_score(&wanted);
         rustix::process::setsid().context("start", "a session")?;
         setns(cgroups, CloneFlags::CLONE_NEWCGROUP).context("join", "the cgroup namespace")?;
         setns(mounts, CloneFlags::CLONE_NEWNS).context("join", "the mount namespace")?;
@@ -107,7 +109,7 @@ pub fn exec() {
         process::enter_working_directory(&wanted)?;
         let terminal = stdio(&wanted, &identity)?;
         ready(control, &identity, terminal)?;
-        Err(process::become_program(&wanted, &identity, &env))
+        Err(process::become_program(&wanted, &limits, &identity, &env))
     });
 }
 

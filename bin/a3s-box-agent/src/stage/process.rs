@@ -13,27 +13,43 @@ use super::program;
 use super::user::Identity;
 use crate::sys;
 
-/// What must happen while the guest's own /proc is still in sight.
-pub fn set_limits(process: &Process) -> Result<(), StageError> {
-    // Inherited from the agent, which must never be chosen, it would protect the workload too. Where the
-    // value is refused the process runs with what it has.
-    let score = process.oom_score_adj.unwrap_or(0).clamp(-1000, 1000);
-    let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
-    process.rlimits.iter().try_for_each(set_rlimit)
+/// Resource limits, checked and not yet in force.
+#[derive(Debug)]
+pub struct Limits(Vec<(String, Resource, KernelRlimit)>);
+
+impl Limits {
+    /// Checks names and values.
+    pub fn parse(process: &Process) -> Result<Self, StageError> {
+        process.rlimits.iter().map(parse_limit).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn apply(&self) -> Result<(), StageError> {
+        for (name, resource, limit) in &self.0 {
+            rustix::process::setrlimit(*resource, *limit).map_err(|e| StageError::Rlimit {
+                name: name.clone(),
+                reason: io::Error::from(e).to_string(),
+            })?;
+        }
+        Ok(())
+    }
 }
 
-fn set_rlimit(limit: &Rlimit) -> Result<(), StageError> {
+fn parse_limit(limit: &Rlimit) -> Result<(String, Resource, KernelRlimit), StageError> {
     let fail = |reason: String| StageError::Rlimit { name: limit.name.clone(), reason };
     let resource = resource(&limit.name).ok_or_else(|| fail("no such limit".to_owned()))?;
     if limit.soft > limit.hard {
         return Err(fail(format!("the soft limit {} is above the hard limit {}", limit.soft, limit.hard)));
     }
     let value = |v: u64| (v != u64::MAX).then_some(v);
-    rustix::process::setrlimit(
-        resource,
-        KernelRlimit { current: value(limit.soft), maximum: value(limit.hard) },
-    )
-    .map_err(|e| fail(io::Error::from(e).to_string()))
+    let values = KernelRlimit { current: value(limit.soft), maximum: value(limit.hard) };
+    Ok((limit.name.clone(), resource, values))
+}
+
+/// Sets the out-of-memory score, while the guest's own /proc is in sight. The agent's is inherited and would protect
+/// the workload too. Where the value is refused the process runs with what it has.
+pub fn set_oom_score(process: &Process) {
+    let score = process.oom_score_adj.unwrap_or(0).clamp(-1000, 1000);
+    let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
 }
 
 fn resource(name: &str) -> Option<Resource> {
@@ -92,8 +108,9 @@ pub fn own_stdio(identity: &Identity) {
 }
 
 /// Drops to the process's identity and becomes the program. Comes back only with a reason.
-pub fn become_program(process: &Process, identity: &Identity, env: &[String]) -> StageError {
-    match drop_privileges(process, identity) {
+pub fn become_program(process: &Process, limits: &Limits, identity: &Identity, env: &[String]) -> StageError {
+    // Not earlier: setting up a session takes more descriptors than some programs are to have.
+    match limits.apply().and_then(|()| drop_privileges(process, identity)) {
         Ok(()) => program::execute(&process.args, env).into(),
         Err(error) => error,
     }
