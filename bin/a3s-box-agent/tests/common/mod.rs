@@ -91,10 +91,21 @@ fn busybox_volume() {
 
 impl Drop for TestBox {
     fn drop(&mut self) {
-        self.table.kill_all();
-        // The pod's init has no session; it ends when its control socket does, with the table. What is left after a
-        // failed test must not keep the cgroup.
-        let _ = fs::remove_dir(paths::POD_CGROUP);
+        // After a failed test there are sessions left; they must not outlive it.
+        let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+        let pod = self.cgroup.join("pod");
+        let empty =
+            || fs::read_to_string(self.cgroup.join("cgroup.events")).is_ok_and(|e| e.contains("populated 0"));
+        for _ in 0..100 {
+            if empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        for session in fs::read_dir(&pod).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(session.path());
+        }
+        let _ = fs::remove_dir(&pod);
         let _ = rustix::mount::unmount("/sys/fs/cgroup", UnmountFlags::DETACH);
         let _ = fs::remove_dir(&self.cgroup);
     }
