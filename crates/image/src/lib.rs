@@ -11,33 +11,53 @@
 //! [`ImageStore`] is the whole public surface; everything else here is what it takes or
 //! returns. Docs: `docs/images.md`.
 
-mod auth;
-mod config;
+// The fuzz targets take the formats alone, so that they build fast.
+#![cfg_attr(not(feature = "store"), allow(dead_code, unused_imports))]
+
 pub mod digest;
 mod erofs;
-mod error;
+#[cfg(any(test, not(feature = "store")))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hosts;
 mod layer;
-mod local;
-mod manifest;
-mod progress;
-mod pull;
-mod record;
 pub mod reference;
-mod registry;
-mod store;
 mod tar;
+#[cfg(any(test, not(feature = "store")))]
 mod testing;
 
-pub use auth::RegistryAuth;
-pub use config::{ImageStoreConfig, Limits, Retries, Timeouts};
-pub use error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage};
-pub use hosts::HostsError;
-pub use local::LocalError;
-pub use manifest::ManifestError;
-pub use progress::PullProgress;
-pub use record::{ImageRecord, LayerRecord};
-pub use registry::RegistryError;
-pub use store::{ImageStore, StoreError, Usage};
+#[cfg(feature = "store")]
+mod auth;
+#[cfg(feature = "store")]
+mod config;
+#[cfg(feature = "store")]
+mod error;
+#[cfg(feature = "store")]
+mod hosts;
+#[cfg(feature = "store")]
+mod local;
+#[cfg(feature = "store")]
+mod manifest;
+#[cfg(feature = "store")]
+mod progress;
+#[cfg(feature = "store")]
+mod pull;
+#[cfg(feature = "store")]
+mod record;
+#[cfg(feature = "store")]
+mod registry;
+#[cfg(feature = "store")]
+mod store;
+
+#[cfg(feature = "store")]
+pub use self::{
+    auth::RegistryAuth,
+    config::{ImageStoreConfig, Limits, Retries, Timeouts},
+    error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage},
+    hosts::HostsError,
+    local::LocalError,
+    manifest::ManifestError,
+    progress::PullProgress,
+    record::{ImageRecord, LayerRecord},
+    registry::RegistryError,
+    store::{ImageStore, StoreError, Usage},
+};

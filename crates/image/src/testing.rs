@@ -34,8 +34,9 @@ pub(crate) fn walk<R: ReadAt>(reader: &Reader<R>) -> Result<BTreeMap<String, See
                 if reader.lookup(&inode, &name)? != Some(nid) {
                     return Err(ReaderError::Damaged("a listed name that lookup does not find"));
                 }
-                let name = String::from_utf8_lossy(&name);
-                let child = if path.is_empty() { name.into_owned() } else { format!("{path}/{name}") };
+                // Different names must not become one.
+                let name = name.escape_ascii();
+                let child = if path.is_empty() { name.to_string() } else { format!("{path}/{name}") };
                 todo.push((child, reader.inode(nid)?));
             }
         }

@@ -172,3 +172,11 @@ fn base_256_numbers_are_read_with_their_sign() {
     assert_eq!(header::number(b" 0000755\0"), Some(0o755));
     assert_eq!(header::number(b"9"), None);
 }
+
+/// umoci up to 0.4 writes no padding after the last entry, and Go's readers take it.
+#[test]
+fn the_padding_of_the_last_entry_may_be_missing() {
+    let tar = [header(b"x", b'0', 3).to_vec(), b"abc".to_vec()].concat();
+    let (entry, data) = only_entry(tar);
+    assert_eq!((entry.path.as_slice(), data.as_slice()), (&b"x"[..], &b"abc"[..]));
+}

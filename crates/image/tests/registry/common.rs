@@ -251,6 +251,18 @@ impl Drop for Registry {
 impl Registry {
     /// Listens on loopback and serves images under a rule.
     pub(crate) async fn start(rule: impl Fn(&Seen) -> Behaviour + Send + Sync + 'static) -> Self {
+        Self::listen(rule, None).await
+    }
+
+    /// The same over TLS.
+    pub(crate) async fn start_tls(tls: tokio_rustls::rustls::ServerConfig) -> Self {
+        Self::listen(|_| Behaviour::Serve, Some(tokio_rustls::TlsAcceptor::from(Arc::new(tls)))).await
+    }
+
+    async fn listen(
+        rule: impl Fn(&Seen) -> Behaviour + Send + Sync + 'static,
+        tls: Option<tokio_rustls::TlsAcceptor>,
+    ) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared =
@@ -260,13 +272,16 @@ impl Registry {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
-                let shared = Arc::clone(&serving);
+                let (shared, tls) = (Arc::clone(&serving), tls.clone());
                 connections.spawn(async move {
-                    let service =
-                        hyper::service::service_fn(move |request| answer(Arc::clone(&shared), request));
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    match tls {
+                        None => serve(stream, shared).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, shared).await;
+                            }
+                        }
+                    }
                 });
             }
         });
@@ -303,6 +318,15 @@ impl Registry {
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap().clone()
     }
+}
+
+async fn serve<S>(stream: S, shared: Arc<Shared>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper::service::service_fn(move |request| answer(Arc::clone(&shared), request));
+    // A client that goes away is part of many tests.
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 type Body = BoxBody<Bytes, std::io::Error>;

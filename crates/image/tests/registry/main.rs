@@ -1,5 +1,7 @@
-//! Pulls over HTTP, from a registry in this process.
+//! Pulls: over HTTP from a registry in this process, and from files.
 
+mod archives;
 mod common;
 mod misbehaves;
 mod pulls;
+mod tls;
