@@ -35,12 +35,32 @@ struct Hierarchy {
     cpuset_v1: bool,
 }
 
-/// The cgroups that a box is to have; nothing is made.
-pub(crate) fn plan(parent: Option<&str>, id: &BoxId) -> Result<Vec<PathBuf>, BadParent> {
+/// What a box is to have in the hierarchies; nothing is made.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Levels above the box's own cgroups that do not exist, topmost first.
+    pub(crate) parents: Vec<PathBuf>,
+    /// The box's own, one per hierarchy.
+    pub(crate) own: Vec<PathBuf>,
+}
+
+/// The cgroups of a box below `parent`.
+pub(crate) fn plan(parent: Option<&str>, id: &BoxId) -> Result<Plan, BadParent> {
     let below = parent_path(parent.unwrap_or(DEFAULT_PARENT))?;
     let name = format!("a3s-box-{}", id.short());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    Ok(hierarchies(&mounts).into_iter().map(|found| found.mount.join(&below).join(&name)).collect())
+    let mut plan = Plan::default();
+    for hierarchy in hierarchies(&mounts) {
+        let mut level = hierarchy.mount;
+        for part in below.components() {
+            level.push(part);
+            if !level.exists() {
+                plan.parents.push(level.clone());
+            }
+        }
+        plan.own.push(level.join(&name));
+    }
+    Ok(plan)
 }
 
 /// Makes planned cgroups; the answer is those that exist now.
@@ -52,7 +72,12 @@ pub(crate) fn make(planned: &[PathBuf]) -> Vec<PathBuf> {
         let Some(hierarchy) = hierarchies.iter().find(|found| path.starts_with(&found.mount)) else {
             continue;
         };
-        match make_one(hierarchy, path) {
+        // The last box of another pod may take a level away just after it was found to exist.
+        let result = match make_one(hierarchy, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make_one(hierarchy, path),
+            other => other,
+        };
+        match result {
             Ok(()) => made.push(path.clone()),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "no cgroup could be made here; the box runs outside of it");
@@ -62,20 +87,21 @@ pub(crate) fn make(planned: &[PathBuf]) -> Vec<PathBuf> {
     made
 }
 
-/// Removes a cgroup whose processes have ended, and the default parent with its last child.
+/// Removes a cgroup whose processes have ended.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_dir(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
-    if let Some(parent) =
-        path.parent().filter(|parent| parent.ends_with(DEFAULT_PARENT.trim_start_matches('/')))
-    {
-        // Other boxes may be in it.
-        fs::remove_dir(parent).ok();
+}
+
+/// Removes a level that a box brought into being, unless others have moved in since.
+pub(crate) fn remove_parent(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    match fs::remove_dir(path) {
+        Err(error) if !matches!(error.kind(), NotFound | ResourceBusy | DirectoryNotEmpty) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
-    Ok(())
 }
 
 fn make_one(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
@@ -189,6 +215,19 @@ mod tests {
         );
         assert_eq!(parent_path("/kubepods/burstable/pod1").unwrap(), Path::new("kubepods/burstable/pod1"));
         assert_eq!(parent_path("/a/b.slice").unwrap(), Path::new("a/b.slice"));
+    }
+
+    #[test]
+    fn a_level_that_others_use_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (parent, child) = (dir.path().join("a"), dir.path().join("a/b"));
+        fs::create_dir_all(&child).unwrap();
+        remove_parent(&parent).unwrap();
+        assert!(child.is_dir());
+        remove(&child).unwrap();
+        remove(&child).unwrap();
+        remove_parent(&parent).unwrap();
+        assert!(!parent.exists());
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct RuntimeConfig {
     pub boot_limit: Duration,
     /// The longest a guest may take to shut itself down before its VM is ended.
     pub stop_limit: Duration,
+    /// The longest a killed session may take to end before its whole VM is ended.
+    pub kill_limit: Duration,
     /// The longest any other single answer of an agent may take.
     pub call_limit: Duration,
     /// Runtime handlers that a box may ask for besides the default one (the empty name).
@@ -43,6 +45,7 @@ impl RuntimeConfig {
             cmdline: String::new(),
             boot_limit: Duration::from_secs(60),
             stop_limit: Duration::from_secs(5),
+            kill_limit: Duration::from_secs(10),
             call_limit: Duration::from_secs(30),
             runtime_handlers: vec!["a3s-box".to_owned()],
             network: NetworkSetting::None,

@@ -34,6 +34,8 @@ pub(crate) enum HostObject {
     RunDir(PathBuf),
     /// Its directory below the state directory, with the scratch disk.
     StateDir(PathBuf),
+    /// A level of the host's cgroups that was missing before it; others may have come to use it.
+    CgroupParent(PathBuf),
     /// A cgroup of its processes.
     Cgroup(PathBuf),
     /// What the network adapter made for it.

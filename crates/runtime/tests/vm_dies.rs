@@ -80,3 +80,23 @@ fn a_pod_that_is_stopped_while_it_starts_is_undone_at_once() {
     });
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+fn a_container_that_survives_sigkill_ends_with_its_vm() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let m = daemon.manager.clone();
+    daemon.run(async {
+        let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        let session = launch(&m, &id, container("c", &["immortal"]), image(world.dir.path())).await.unwrap();
+        m.stop_session(&session, Duration::from_millis(50)).await.unwrap();
+        let SessionPhase::Exited { reason, message, .. } = m.session_status(&session).unwrap().phase else {
+            panic!()
+        };
+        assert_eq!(reason, "AgentLost");
+        assert!(message.contains("did not end within 500ms of being killed"), "{message}");
+        assert!(world.vmm.running().is_empty());
+        let phase = m.box_status(&id).unwrap().phase;
+        assert!(matches!(phase, BoxPhase::Stopped(StopCause::AgentLost { .. })), "{phase:?}");
+    });
+}

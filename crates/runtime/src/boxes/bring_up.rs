@@ -278,7 +278,10 @@ impl Work {
             .iter()
             .filter_map(|held| match held {
                 HostObject::RunDir(path) | HostObject::StateDir(path) => Some(path.clone()),
-                HostObject::Cgroup(_) | HostObject::Network | HostObject::Vmm => None,
+                HostObject::CgroupParent(_)
+                | HostObject::Cgroup(_)
+                | HostObject::Network
+                | HostObject::Vmm => None,
             })
             .collect();
         let made = spawn_blocking(move || directories.iter().try_for_each(private_dir)).await;
@@ -299,9 +302,11 @@ impl Work {
             .iter()
             .filter_map(|held| match held {
                 HostObject::Cgroup(path) => Some(path.clone()),
-                HostObject::RunDir(_) | HostObject::StateDir(_) | HostObject::Network | HostObject::Vmm => {
-                    None
-                }
+                HostObject::RunDir(_)
+                | HostObject::StateDir(_)
+                | HostObject::CgroupParent(_)
+                | HostObject::Network
+                | HostObject::Vmm => None,
             })
             .collect();
         spawn_blocking(move || cgroup::make(&planned))
@@ -358,7 +363,8 @@ fn plan_ledger(work: &mut Work) -> Result<(), RuntimeError> {
     if config.use_cgroups {
         let planned = cgroup::plan(work.record.spec.cgroup_parent.as_deref(), id)
             .map_err(|error| work.caused(ErrorKind::InvalidArgument, FailedStage::Reserve, error))?;
-        ledger.extend(planned.into_iter().map(HostObject::Cgroup));
+        ledger.extend(planned.parents.into_iter().map(HostObject::CgroupParent));
+        ledger.extend(planned.own.into_iter().map(HostObject::Cgroup));
     }
     if let NetworkSetting::Pods(_) = config.network {
         ledger.push(HostObject::Network);

@@ -44,6 +44,8 @@ pub(crate) async fn release(
             HostObject::Vmm => end_vm(shared, record, machine).await,
             HostObject::Network => disconnect(shared, record).await,
             HostObject::Cgroup(path) => remove_cgroup(&record.id, path).await,
+            HostObject::CgroupParent(path) => crate::cgroup::remove_parent(path)
+                .map_err(|error| failed(&record.id, at("cgroup", path, error))),
             HostObject::StateDir(path) | HostObject::RunDir(path) => remove_dir(&record.id, path).await,
         };
         match released {
@@ -115,10 +117,7 @@ async fn remove_cgroup(id: &BoxId, path: &Path) -> Result<(), RuntimeError> {
                 tokio::time::sleep(CGROUP_PAUSE).await;
             }
             Err(error) => {
-                return Err(failed(
-                    id,
-                    io::Error::new(error.kind(), format!("cgroup {}: {error}", path.display())),
-                ));
+                return Err(failed(id, at("cgroup", path, error)));
             }
         }
     }
@@ -132,10 +131,15 @@ async fn remove_dir(id: &BoxId, path: &Path) -> Result<(), RuntimeError> {
         .unwrap_or_else(|e| Err(io::Error::other(e)));
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed(id, io::Error::new(error.kind(), format!("directory {}: {error}", path.display()))))
+            Err(failed(id, at("directory", path, error)))
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// An error with the path that it is about.
+fn at(what: &str, path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
 }
 
 fn failed(id: &BoxId, error: impl std::error::Error + Send + Sync + 'static) -> RuntimeError {

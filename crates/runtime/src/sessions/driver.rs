@@ -10,16 +10,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use a3s_box_core::lifecycle::{Decision, SessionPhase, SessionRequest, StopCause};
+use a3s_box_core::lifecycle::{Decision, SessionPhase, SessionRequest};
 use a3s_box_protocol::proto::stream_open::Kind;
-use a3s_box_protocol::proto::{ExitStatus, ResizeTerminalRequest, SessionState, session_state};
+use a3s_box_protocol::proto::{ResizeTerminalRequest, SessionState};
 
 use super::exit::{ExitNews, await_exit};
-use super::{request, volumes};
 use crate::agent_client::AgentError;
 use crate::api::{ResolvedUser, SessionStatus};
 use crate::attached::Attached;
@@ -32,28 +31,11 @@ use crate::registry::Reply;
 use crate::shared::Shared;
 use crate::streams::{self, Output, StreamName};
 
-const SIGTERM: i32 = 15;
-const SIGKILL: i32 = 9;
-
-/// The longest until a killed session has ended. After that its VM is ended.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
-
-/// The longest that an ended session waits for its last output. A process that inherited the pipes may keep
-/// them open for ever.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
-
-/// The same where the VM is gone: nothing more comes than what is in the sockets.
-const GONE_DRAIN_LIMIT: Duration = Duration::from_millis(500);
-
 /// The longest for one mount.
-const ATTACH_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const ATTACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// The exit code of a session whose program could not be executed, as other runtimes report it.
 const START_ERROR: i32 = 128;
-/// The exit code of a session that was killed with its VM.
-const KILLED: i32 = 137;
-/// The exit code of a session whose end nobody saw.
-const UNKNOWN: i32 = 255;
 
 /// What is asked of a session.
 pub(crate) enum SessionCommand {
@@ -94,11 +76,11 @@ pub(crate) enum SessionStart {
 }
 
 /// A stop that is under way.
-struct Stopping {
-    killed: bool,
-    deadline: Instant,
-    waiters: Vec<Reply<()>>,
-    removals: Vec<Reply<()>>,
+pub(super) struct Stopping {
+    pub(super) killed: bool,
+    pub(super) deadline: Instant,
+    pub(super) waiters: Vec<Reply<()>>,
+    pub(super) removals: Vec<Reply<()>>,
 }
 
 enum Event {
@@ -111,24 +93,26 @@ enum Event {
 
 /// Whether the session still exists after an event.
 #[derive(PartialEq, Eq)]
-enum Exists {
+pub(super) enum Exists {
     Yes,
     No,
 }
 
 /// The owner of one session.
 pub(crate) struct SessionDriver {
-    shared: Arc<Shared>,
-    record: SessionRecord,
-    boxed: mpsc::Sender<BoxCommand>,
-    life: watch::Receiver<BoxLife>,
-    commands: mpsc::Receiver<SessionCommand>,
-    status: watch::Sender<SessionStatus>,
-    live: Option<Arc<LiveBox>>,
-    log: Option<LogHandle>,
-    exit: Option<AbortOnDropHandle<ExitNews>>,
-    stopping: Option<Stopping>,
-    streams_taken: bool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) record: SessionRecord,
+    pub(super) boxed: mpsc::Sender<BoxCommand>,
+    pub(super) life: watch::Receiver<BoxLife>,
+    pub(super) commands: mpsc::Receiver<SessionCommand>,
+    pub(super) status: watch::Sender<SessionStatus>,
+    pub(super) live: Option<Arc<LiveBox>>,
+    pub(super) log: Option<LogHandle>,
+    pub(super) exit: Option<AbortOnDropHandle<ExitNews>>,
+    pub(super) stopping: Option<Stopping>,
+    pub(super) streams_taken: bool,
+    /// When an earlier daemon's session was taken up: what ended before is dated by the guest's clock.
+    pub(super) resumed_at: Option<Instant>,
 }
 
 impl SessionDriver {
@@ -156,6 +140,7 @@ impl SessionDriver {
             exit: None,
             stopping: None,
             streams_taken: false,
+            resumed_at: None,
         }
     }
 
@@ -239,7 +224,7 @@ impl SessionDriver {
         Exists::Yes
     }
 
-    fn refuse_queued(&mut self) {
+    pub(super) fn refuse_queued(&mut self) {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             let gone = || self.error(ErrorKind::NotFound, FailedStage::Lookup, "it was removed");
@@ -255,71 +240,6 @@ impl SessionDriver {
             }
         }
     }
-
-    // Creation.
-
-    async fn begin(&mut self, reply: Reply<()>) -> Exists {
-        match self.create().await {
-            Ok(()) => {
-                reply.send(Ok(())).ok();
-                Exists::Yes
-            }
-            Err(error) => {
-                let left = self.forget().await;
-                self.shared.registry.leave_session(&self.record.id);
-                reply.send(Err(error.with_leftovers(&left))).ok();
-                self.refuse_queued();
-                Exists::No
-            }
-        }
-    }
-
-    async fn create(&mut self) -> Result<(), RuntimeError> {
-        let live = self.require_live(FailedStage::Create)?;
-        let message = request::create(&self.record, &live.facts)
-            .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
-        self.save(FailedStage::Create).await?;
-        self.attach_layers().await?;
-        self.attach_volumes(&live).await?;
-        match live.agent.create_session(message).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.agent_error(&live, FailedStage::Create, error).await),
-        }
-    }
-
-    async fn attach_layers(&self) -> Result<(), RuntimeError> {
-        let (reply, answer) = oneshot::channel();
-        let command = BoxCommand::AttachLayers(self.record.image.layers.clone(), reply);
-        let gone =
-            || self.error(ErrorKind::FailedPrecondition, FailedStage::Attach, "the pod sandbox is gone");
-        self.boxed.send(command).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
-    }
-
-    async fn attach_volumes(&self, live: &LiveBox) -> Result<(), RuntimeError> {
-        for (index, mount) in self.record.spec.mounts.iter().enumerate() {
-            let attachment = volumes::volume(&self.record.id, index, mount)
-                .await
-                .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Attach, error))?;
-            let Some(attachment) = attachment else { continue };
-            match timeout(ATTACH_LIMIT, live.machine.attach(attachment)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(self.caused(ErrorKind::Internal, FailedStage::Attach, error)),
-                Err(_) => {
-                    let what = format!("attaching the volume at {}", mount.target);
-                    return Err(RuntimeError::timeout(
-                        FailedStage::Attach,
-                        self.object(),
-                        ATTACH_LIMIT,
-                        &what,
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    // Requests.
 
     async fn start(&mut self) -> Result<(), RuntimeError> {
         self.decide(SessionRequest::Start, FailedStage::Start)?;
@@ -350,62 +270,6 @@ impl SessionDriver {
         let error = self.agent_error(live, FailedStage::Start, error).await;
         self.end(0, START_ERROR, "StartError", &error.message).await;
         error
-    }
-
-    async fn stop(&mut self, grace: Duration, reply: Reply<()>) {
-        match self.record.phase.decide(SessionRequest::Stop) {
-            Decision::AlreadyDone => drop(reply.send(Ok(()))),
-            Decision::Deny(reason) => {
-                drop(reply.send(Err(self.error(ErrorKind::FailedPrecondition, FailedStage::Stop, reason))));
-            }
-            Decision::Accept => {
-                self.begin_stop(grace).await;
-                if let Some(stopping) = &mut self.stopping {
-                    stopping.waiters.push(reply);
-                }
-            }
-        }
-    }
-
-    /// Starts to stop, or hurries a stop that is under way.
-    async fn begin_stop(&mut self, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        match &mut self.stopping {
-            Some(stopping) if stopping.killed => {}
-            Some(stopping) => stopping.deadline = stopping.deadline.min(deadline),
-            None => {
-                self.stopping =
-                    Some(Stopping { killed: false, deadline, waiters: Vec::new(), removals: Vec::new() });
-                if let (Some(live), false) = (self.live.clone(), grace.is_zero()) {
-                    let signal =
-                        if self.record.spec.stop_signal > 0 { self.record.spec.stop_signal } else { SIGTERM };
-                    if let Err(error) =
-                        live.agent.signal_session(self.record.id.to_string(), signal, false).await
-                    {
-                        tracing::warn!(id = %self.record.id, %error, "the stop signal was not delivered");
-                    }
-                }
-            }
-        }
-    }
-
-    /// The grace is over: kill. The killed one still lives: end its VM.
-    async fn escalate(&mut self) -> Exists {
-        let Some(stopping) = &mut self.stopping else { return Exists::Yes };
-        let already_killed = std::mem::replace(&mut stopping.killed, true);
-        stopping.deadline = Instant::now() + KILL_LIMIT;
-        let Some(live) = self.live.clone() else { return Exists::Yes };
-        if already_killed {
-            let detail = format!("{} did not end within {KILL_LIMIT:?} of being killed", self.object());
-            self.boxed.send(BoxCommand::AgentLost(detail)).await.ok();
-        } else if let Err(error) = self.kill(&live).await {
-            tracing::warn!(id = %self.record.id, %error, "SIGKILL was not delivered");
-        }
-        Exists::Yes
-    }
-
-    async fn kill(&self, live: &LiveBox) -> Result<bool, AgentError> {
-        live.agent.signal_session(self.record.id.to_string(), SIGKILL, true).await
     }
 
     async fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
@@ -469,192 +333,7 @@ impl SessionDriver {
         }
     }
 
-    async fn remove(&mut self, reply: Reply<()>) -> Exists {
-        if let SessionPhase::Running { .. } = self.record.phase {
-            self.begin_stop(Duration::ZERO).await;
-            if let Some(stopping) = &mut self.stopping {
-                stopping.removals.push(reply);
-            }
-            return Exists::Yes;
-        }
-        let errors = self.forget().await;
-        match RuntimeError::all_of(FailedStage::Remove, &self.object(), &errors) {
-            Some(error) => {
-                reply.send(Err(error)).ok();
-                Exists::Yes
-            }
-            None => {
-                self.shared.registry.leave_session(&self.record.id);
-                reply.send(Ok(())).ok();
-                Exists::No
-            }
-        }
-    }
-
-    /// Takes it out of the guest, its volumes out of the share, and its record out of the store. The record goes last
-    /// and only if nothing is left.
-    async fn forget(&mut self) -> Vec<RuntimeError> {
-        let mut errors = Vec::new();
-        if let Some(live) = self.live.clone() {
-            if let Err(error) = live.agent.delete_session(self.record.id.to_string()).await {
-                errors.push(error.at(FailedStage::Remove, self.object()));
-            }
-            for name in &self.record.volumes {
-                let target = format!("{}/{name}", a3s_box_protocol::SHARE_VOLUMES);
-                if let Err(error) = live.machine.detach(&target).await {
-                    errors.push(self.caused(ErrorKind::Internal, FailedStage::Remove, error));
-                }
-            }
-        }
-        let box_ended = matches!(&*self.life.borrow(), BoxLife::Gone(_));
-        if box_ended || errors.is_empty() {
-            // Whatever was in a guest that has ended is gone with it.
-            errors.clear();
-            std::fs::remove_file(self.shared.log_record(&self.record.id)).ok();
-            if let Err(error) = self.shared.records.delete_session(&self.record.id).await {
-                errors.push(RuntimeError::storage(FailedStage::Remove, self.object(), error));
-            }
-        }
-        errors
-    }
-
-    // Ends.
-
-    async fn exited(&mut self, news: ExitNews) -> Exists {
-        self.exit = None;
-        self.drain(DRAIN_LIMIT).await;
-        let started_at_ns = self.started_at();
-        match news {
-            ExitNews::Status(status) => {
-                let (code, reason) = verdict(&status);
-                self.record.phase = SessionPhase::Exited {
-                    started_at_ns,
-                    finished_at_ns: finished_at(&status, started_at_ns),
-                    code,
-                    reason: reason.to_owned(),
-                    message: String::new(),
-                };
-                self.settle_end().await;
-            }
-            ExitNews::Unknown => {
-                self.end(started_at_ns, UNKNOWN, "Unknown", "the guest agent does not know the container")
-                    .await;
-            }
-        }
-        self.answer_stop().await
-    }
-
-    async fn box_gone(&mut self, obituary: Obituary) -> Exists {
-        self.live = None;
-        self.exit = None;
-        self.drain(GONE_DRAIN_LIMIT).await;
-        let code = match obituary.cause {
-            StopCause::Requested | StopCause::GuestPowerOff | StopCause::VmmDied { .. } => KILLED,
-            StopCause::AgentLost { .. } => UNKNOWN,
-        };
-        match self.record.phase {
-            SessionPhase::Exited { .. } => {}
-            SessionPhase::Created | SessionPhase::Running { .. } => {
-                self.end(self.started_at(), code, obituary.cause.reason(), &obituary.message).await;
-            }
-        }
-        self.answer_stop().await
-    }
-
-    async fn answer_stop(&mut self) -> Exists {
-        let Some(stopping) = self.stopping.take() else { return Exists::Yes };
-        for waiter in stopping.waiters {
-            waiter.send(Ok(())).ok();
-        }
-        let mut exists = Exists::Yes;
-        for removal in stopping.removals {
-            match exists {
-                Exists::Yes => exists = self.remove(removal).await,
-                Exists::No => drop(removal.send(Ok(()))),
-            }
-        }
-        exists
-    }
-
-    async fn end(&mut self, started_at_ns: i64, code: i32, reason: &str, message: &str) {
-        self.record.phase = SessionPhase::Exited {
-            started_at_ns,
-            finished_at_ns: now_ns(),
-            code,
-            reason: reason.to_owned(),
-            message: message.to_owned(),
-        };
-        self.settle_end().await;
-    }
-
-    /// The end is a fact whether it can be written or not. As long as the VM lives the agent keeps it, and a
-    /// daemon that comes back asks.
-    async fn settle_end(&mut self) {
-        if let Err(error) = self.shared.records.put_session(&self.record).await {
-            tracing::error!(id = %self.record.id, %error, "the end of a container was not recorded");
-        }
-        self.publish();
-    }
-
-    async fn drain(&mut self, limit: Duration) {
-        let Some(log) = self.log.take() else { return };
-        log.ended.cancel();
-        if timeout(limit, log.done.cancelled()).await.is_err() {
-            tracing::debug!(id = %self.record.id, "a process that outlives the container holds its output open");
-            self.log = Some(log);
-        }
-    }
-
-    // Coming back.
-
-    async fn resume(&mut self, state: Option<SessionState>) -> Exists {
-        let Some(live) = self.live.clone() else { return self.resume_ended().await };
-        let guest = state.map(|state| state.phase());
-        match (&self.record.phase, guest) {
-            (SessionPhase::Exited { .. }, _)
-            | (SessionPhase::Created, Some(session_state::Phase::Created)) => Exists::Yes,
-            // Its making was never finished: nobody has learned its id.
-            (SessionPhase::Created, None) => {
-                let errors = self.forget().await;
-                tracing::info!(id = %self.record.id, ?errors, "a container that was half made is gone");
-                self.shared.registry.leave_session(&self.record.id);
-                self.refuse_queued();
-                Exists::No
-            }
-            (SessionPhase::Created, Some(session_state::Phase::Running | session_state::Phase::Exited)) => {
-                self.record.phase = SessionPhase::Running { started_at_ns: now_ns() };
-                self.resume_running(&live).await;
-                Exists::Yes
-            }
-            (SessionPhase::Running { .. }, _) => {
-                self.resume_running(&live).await;
-                Exists::Yes
-            }
-        }
-    }
-
-    async fn resume_running(&mut self, live: &Arc<LiveBox>) {
-        match self.open_log(live).await {
-            Ok(log) => self.log = Some(log),
-            // A container that has ended and was drained has no streams left.
-            Err(error) => tracing::warn!(id = %self.record.id, %error, "the log was not taken up again"),
-        }
-        self.watch_exit(live);
-        self.publish();
-    }
-
-    /// The box ended while no daemon looked.
-    async fn resume_ended(&mut self) -> Exists {
-        let gone = match &*self.life.borrow() {
-            BoxLife::Gone(obituary) => obituary.clone(),
-            BoxLife::Starting | BoxLife::Live(_) => return Exists::Yes,
-        };
-        self.box_gone(gone).await
-    }
-
-    // Helpers.
-
-    async fn open_log(&self, live: &LiveBox) -> Result<LogHandle, RuntimeError> {
+    pub(super) async fn open_log(&self, live: &LiveBox) -> Result<LogHandle, RuntimeError> {
         let plan = LogPlan {
             machine: live.machine.clone(),
             session_id: self.record.id.to_string(),
@@ -666,16 +345,16 @@ impl SessionDriver {
             .map_err(|error| self.caused(ErrorKind::Internal, FailedStage::Log, error))
     }
 
-    fn watch_exit(&mut self, live: &Arc<LiveBox>) {
+    pub(super) fn watch_exit(&mut self, live: &Arc<LiveBox>) {
         let exit = await_exit(live.clone(), self.record.id.to_string(), self.boxed.clone());
         self.exit = Some(AbortOnDropHandle::new(self.shared.tasks.spawn(exit)));
     }
 
-    fn stream(&self, kind: Kind) -> StreamName {
+    pub(super) fn stream(&self, kind: Kind) -> StreamName {
         StreamName { session_id: self.record.id.to_string(), exec_id: String::new(), kind }
     }
 
-    fn started_at(&self) -> i64 {
+    pub(super) fn started_at(&self) -> i64 {
         match self.record.phase {
             SessionPhase::Created => 0,
             SessionPhase::Running { started_at_ns } | SessionPhase::Exited { started_at_ns, .. } => {
@@ -684,20 +363,25 @@ impl SessionDriver {
         }
     }
 
-    fn decide(&self, request: SessionRequest, stage: FailedStage) -> Result<(), RuntimeError> {
+    pub(super) fn decide(&self, request: SessionRequest, stage: FailedStage) -> Result<(), RuntimeError> {
         match self.record.phase.decide(request) {
             Decision::Accept | Decision::AlreadyDone => Ok(()),
             Decision::Deny(reason) => Err(self.error(ErrorKind::FailedPrecondition, stage, reason)),
         }
     }
 
-    fn require_live(&self, stage: FailedStage) -> Result<Arc<LiveBox>, RuntimeError> {
+    pub(super) fn require_live(&self, stage: FailedStage) -> Result<Arc<LiveBox>, RuntimeError> {
         let reason = "the pod sandbox is not ready";
         self.live.clone().ok_or_else(|| self.error(ErrorKind::FailedPrecondition, stage, reason))
     }
 
     /// A refusal speaks for itself; a broken connection is explained by the guest's last words.
-    async fn agent_error(&self, live: &LiveBox, stage: FailedStage, error: AgentError) -> RuntimeError {
+    pub(super) async fn agent_error(
+        &self,
+        live: &LiveBox,
+        stage: FailedStage,
+        error: AgentError,
+    ) -> RuntimeError {
         let words = match &error {
             AgentError::Refused { .. } => String::new(),
             AgentError::Lost { .. } | AgentError::Timeout { .. } => live.last_words().await,
@@ -705,73 +389,29 @@ impl SessionDriver {
         error.at(stage, self.object()).with_last_words(&words)
     }
 
-    async fn save(&self, stage: FailedStage) -> Result<(), RuntimeError> {
+    pub(super) async fn save(&self, stage: FailedStage) -> Result<(), RuntimeError> {
         let saved = self.shared.records.put_session(&self.record).await;
         saved.map_err(|error| RuntimeError::storage(stage, self.object(), error))
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.status.send_replace(self.record.status());
     }
 
-    fn object(&self) -> String {
+    pub(super) fn object(&self) -> String {
         format!("container {} ({})", self.record.id.short(), self.record.spec.name)
     }
 
-    fn error(&self, kind: ErrorKind, stage: FailedStage, message: &str) -> RuntimeError {
+    pub(super) fn error(&self, kind: ErrorKind, stage: FailedStage, message: &str) -> RuntimeError {
         RuntimeError::new(kind, stage, self.object(), message)
     }
 
-    fn caused(
+    pub(super) fn caused(
         &self,
         kind: ErrorKind,
         stage: FailedStage,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> RuntimeError {
         RuntimeError::caused(kind, stage, self.object(), source)
-    }
-}
-
-/// CRI's exit code and reason.
-fn verdict(status: &ExitStatus) -> (i32, &'static str) {
-    let code = status.code.clamp(0, 255);
-    let reason = match (status.oom_killed, code) {
-        (true, _) => "OOMKilled",
-        (false, 0) => "Completed",
-        (false, _) => "Error",
-    };
-    (code, reason)
-}
-
-/// The guest's word for when it ended, if it can be true.
-fn finished_at(status: &ExitStatus, started_at_ns: i64) -> i64 {
-    let now = now_ns();
-    match i64::try_from(status.exited_at_ns) {
-        Ok(said) if (started_at_ns..=now).contains(&said) => said,
-        Ok(_) | Err(_) => now,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_out_of_memory_kill_is_told_apart_from_other_kills() {
-        let status = |code, oom_killed| ExitStatus { code, oom_killed, ..ExitStatus::default() };
-        assert_eq!(verdict(&status(137, true)), (137, "OOMKilled"));
-        assert_eq!(verdict(&status(137, false)), (137, "Error"));
-        assert_eq!(verdict(&status(0, false)), (0, "Completed"));
-        assert_eq!(verdict(&status(-5, false)), (0, "Completed"));
-        assert_eq!(verdict(&status(70_000, false)), (255, "Error"));
-    }
-
-    #[test]
-    fn a_guest_cannot_end_before_it_started_or_in_the_future() {
-        let at = |exited_at_ns| ExitStatus { exited_at_ns, ..ExitStatus::default() };
-        let started = now_ns() - 1_000_000_000;
-        assert_eq!(finished_at(&at(started as u64 + 5), started), started + 5);
-        assert!(finished_at(&at(1), started) > started);
-        assert!(finished_at(&at(u64::MAX), started) <= now_ns());
     }
 }

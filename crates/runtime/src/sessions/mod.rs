@@ -1,6 +1,8 @@
 //! Sessions: the workloads in a box.
 
+mod begin;
 mod driver;
+mod end;
 mod exec;
 mod exit;
 mod request;

@@ -1,7 +1,7 @@
 //! An agent without a guest: the real service and the real stream protocol over socket pairs.
 //!
 //! The first word of a process says what it does:
-//! `sleep` (until killed) · `deaf` (until SIGKILL) · `print TEXT` · `fail CODE` · `count N` (numbered lines, then sleeps)
+//! `sleep` (until killed) · `deaf` (until SIGKILL) · `immortal` · `print TEXT` · `fail CODE` · `count N` (numbered lines, then sleeps)
 //! · `missing` (cannot be executed)
 
 use std::collections::HashMap;
@@ -92,7 +92,7 @@ impl Proc {
     }
 
     fn signal(&self, signal: i32) -> bool {
-        let deaf = self.args[0] == "deaf" && signal != 9;
+        let deaf = self.args[0] == "immortal" || self.args[0] == "deaf" && signal != 9;
         let ended = self.exit.borrow().is_some();
         if !deaf && !ended {
             self.end(128 + signal);

@@ -156,6 +156,7 @@ impl World {
         config.network = NetworkSetting::Pods(self.networks.clone());
         config.call_limit = Duration::from_secs(5);
         config.stop_limit = Duration::from_secs(2);
+        config.kill_limit = Duration::from_millis(500);
         config
     }
 

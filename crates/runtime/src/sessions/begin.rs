@@ -1,0 +1,125 @@
+//! How a session comes to be, or is taken up again.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use a3s_box_core::lifecycle::SessionPhase;
+use a3s_box_protocol::proto::{SessionState, session_state};
+
+use super::driver::{ATTACH_LIMIT, Exists, SessionDriver};
+use super::{request, volumes};
+use crate::boxes::{BoxCommand, BoxLife, LiveBox};
+use crate::clock::now_ns;
+use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::registry::Reply;
+
+impl SessionDriver {
+    pub(super) async fn begin(&mut self, reply: Reply<()>) -> Exists {
+        match self.create().await {
+            Ok(()) => {
+                reply.send(Ok(())).ok();
+                Exists::Yes
+            }
+            Err(error) => {
+                let left = self.forget().await;
+                self.shared.registry.leave_session(&self.record.id);
+                reply.send(Err(error.with_leftovers(&left))).ok();
+                self.refuse_queued();
+                Exists::No
+            }
+        }
+    }
+
+    pub(super) async fn create(&mut self) -> Result<(), RuntimeError> {
+        let live = self.require_live(FailedStage::Create)?;
+        let message = request::create(&self.record, &live.facts)
+            .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
+        self.save(FailedStage::Create).await?;
+        self.attach_layers().await?;
+        self.attach_volumes(&live).await?;
+        match live.agent.create_session(message).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.agent_error(&live, FailedStage::Create, error).await),
+        }
+    }
+
+    pub(super) async fn attach_layers(&self) -> Result<(), RuntimeError> {
+        let (reply, answer) = oneshot::channel();
+        let command = BoxCommand::AttachLayers(self.record.image.layers.clone(), reply);
+        let gone =
+            || self.error(ErrorKind::FailedPrecondition, FailedStage::Attach, "the pod sandbox is gone");
+        self.boxed.send(command).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    pub(super) async fn attach_volumes(&self, live: &LiveBox) -> Result<(), RuntimeError> {
+        for (index, mount) in self.record.spec.mounts.iter().enumerate() {
+            let attachment = volumes::volume(&self.record.id, index, mount)
+                .await
+                .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Attach, error))?;
+            let Some(attachment) = attachment else { continue };
+            match timeout(ATTACH_LIMIT, live.machine.attach(attachment)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(self.caused(ErrorKind::Internal, FailedStage::Attach, error)),
+                Err(_) => {
+                    let what = format!("attaching the volume at {}", mount.target);
+                    return Err(RuntimeError::timeout(
+                        FailedStage::Attach,
+                        self.object(),
+                        ATTACH_LIMIT,
+                        &what,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn resume(&mut self, state: Option<SessionState>) -> Exists {
+        let Some(live) = self.live.clone() else { return self.resume_ended().await };
+        let guest = state.map(|state| state.phase());
+        match (&self.record.phase, guest) {
+            (SessionPhase::Exited { .. }, _)
+            | (SessionPhase::Created, Some(session_state::Phase::Created)) => Exists::Yes,
+            // Its making was never finished: nobody has learned its id.
+            (SessionPhase::Created, None) => {
+                let errors = self.forget().await;
+                tracing::info!(id = %self.record.id, ?errors, "a container that was half made is gone");
+                self.shared.registry.leave_session(&self.record.id);
+                self.refuse_queued();
+                Exists::No
+            }
+            (SessionPhase::Created, Some(session_state::Phase::Running | session_state::Phase::Exited)) => {
+                self.record.phase = SessionPhase::Running { started_at_ns: now_ns() };
+                self.resume_running(&live).await;
+                Exists::Yes
+            }
+            (SessionPhase::Running { .. }, _) => {
+                self.resume_running(&live).await;
+                Exists::Yes
+            }
+        }
+    }
+
+    pub(super) async fn resume_running(&mut self, live: &Arc<LiveBox>) {
+        match self.open_log(live).await {
+            Ok(log) => self.log = Some(log),
+            // A container that has ended and was drained has no streams left.
+            Err(error) => tracing::warn!(id = %self.record.id, %error, "the log was not taken up again"),
+        }
+        self.resumed_at = Some(Instant::now());
+        self.watch_exit(live);
+        self.publish();
+    }
+
+    /// The box ended while no daemon looked.
+    pub(super) async fn resume_ended(&mut self) -> Exists {
+        let gone = match &*self.life.borrow() {
+            BoxLife::Gone(obituary) => obituary.clone(),
+            BoxLife::Starting | BoxLife::Live(_) => return Exists::Yes,
+        };
+        self.box_gone(gone).await
+    }
+}
