@@ -17,6 +17,7 @@ mod containers;
 mod images;
 mod logs;
 mod pods;
+mod stats;
 mod suite;
 mod volumes;
 
@@ -65,6 +66,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     logs::streams_are_apart_and_partial_lines_are_marked,
     logs::a_rotated_log_is_reopened,
     volumes::a_folder_of_the_host_is_shared_as_asked,
+    stats::a_containers_use_of_cpu_memory_and_disk_is_told,
     images::layers_of_every_encoding_hide_what_they_delete,
     cli::run_gives_the_commands_output_and_exit_code,
     cli::doctor_reports_on_this_machine,
