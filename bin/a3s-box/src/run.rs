@@ -305,3 +305,57 @@ async fn ending_signal(events: &mut mpsc::Receiver<Event>) -> i32 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_core::spec::SessionSpec;
+    use a3s_box_runtime::{ErrorKind, FailedStage};
+
+    use super::*;
+
+    fn status(phase: SessionPhase) -> SessionStatus {
+        SessionStatus {
+            id: SessionId::from_random([1; 32]),
+            box_id: BoxId::from_random([2; 32]),
+            spec: SessionSpec::default(),
+            image_id: String::new(),
+            image_digest_ref: String::new(),
+            phase,
+            created_at_ns: 0,
+            log_path: None,
+            user: None,
+            pid: None,
+            info: Default::default(),
+        }
+    }
+
+    #[test]
+    fn the_commands_code_is_ours_and_an_unknown_end_is_a_failure() {
+        let exited = |code| SessionPhase::Exited {
+            started_at_ns: 1,
+            finished_at_ns: 2,
+            code,
+            reason: "Error".to_owned(),
+            message: String::new(),
+        };
+        assert_eq!(how_it_ended(status(exited(42))).unwrap(), 42);
+        assert_eq!(how_it_ended(status(exited(137))).unwrap(), 137);
+        assert!(how_it_ended(status(SessionPhase::Running { started_at_ns: 1 })).is_err());
+    }
+
+    #[test]
+    fn a_start_that_failed_for_another_reason_than_the_program_is_our_failure() {
+        let error =
+            RuntimeError::new(ErrorKind::Unavailable, FailedStage::Start, "container x", "the VM ended");
+        assert!(start_failure(error).is_err());
+    }
+
+    #[tokio::test]
+    async fn only_signals_that_ask_to_end_stop_a_start() {
+        let (sender, mut events) = mpsc::channel(4);
+        for event in [Event::Resized, Event::Signal(nix::libc::SIGUSR1), Event::Signal(nix::libc::SIGTERM)] {
+            sender.send(event).await.unwrap();
+        }
+        assert_eq!(ending_signal(&mut events).await, nix::libc::SIGTERM);
+    }
+}
