@@ -25,11 +25,24 @@ pub fn confine(cgroup: BorrowedFd<'_>) -> io::Result<()> {
     let program = match PROGRAM.get() {
         Some(program) => program,
         None => {
-            let loaded = sys::load_device_program(&program())?;
+            let loaded = load()?;
             PROGRAM.get_or_init(|| loaded)
         }
     };
     sys::attach_device_program(cgroup, program.as_fd())
+}
+
+/// The verifier gives up with EAGAIN when a signal is pending, and a process that reaps gets many.
+fn load() -> io::Result<OwnedFd> {
+    const ATTEMPTS: u32 = 32;
+    let program = program();
+    for _ in 1..ATTEMPTS {
+        match sys::load_device_program(&program) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+    }
+    sys::load_device_program(&program)
 }
 
 /// One eBPF instruction: opcode, registers, offset, immediate.
