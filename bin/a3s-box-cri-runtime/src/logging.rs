@@ -1,5 +1,7 @@
 //! Messages on stderr, as text or as JSON, and errors as one line.
 
+use std::io::IsTerminal;
+
 use a3s_box_host::config::{LogConfig, LogFormat};
 use anyhow::{Context, anyhow};
 use tracing_subscriber::EnvFilter;
@@ -8,7 +10,10 @@ use tracing_subscriber::EnvFilter;
 pub(crate) fn start(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.level)
         .with_context(|| format!("log.level {:?} is neither a level nor a filter", config.level))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),

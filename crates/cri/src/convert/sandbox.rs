@@ -57,7 +57,8 @@ fn known_handler(name: String, handlers: &[String]) -> Result<String, InvalidReq
     if name.is_empty() || handlers.contains(&name) {
         return Ok(name);
     }
-    let known = handlers.join(", ");
+    let known: Vec<&str> = handlers.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    let known = known.join(", ");
     let problem = format!("{name:?} is not a handler of this runtime; the RuntimeClass may name: {known}");
     Err(InvalidRequest::new("runtime_handler", problem))
 }
