@@ -45,7 +45,7 @@ impl ErrorKind {
             Self::Unauthorized => "check the credentials (imagePullSecrets) and that the repository exists",
             Self::InvalidReference => "write it as [HOST[:PORT]/]NAME[:TAG|@DIGEST]",
             Self::Corrupt => {
-                "the registry or a proxy serves bad bytes: push the image again or ask its owner"
+                "the registry, a proxy or the archive holds bad bytes: push or save the image again, or ask its owner"
             }
             Self::NoSpace => {
                 "free disk space under the state directory, for instance by removing unused images"

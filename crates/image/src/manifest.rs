@@ -93,6 +93,16 @@ pub enum ManifestError {
         /// The limit.
         limit: u64,
     },
+    /// Its size is not the one that was stated where its digest was.
+    #[error("manifest {digest} has {got} bytes, but its index states {stated}")]
+    Size {
+        /// Which manifest.
+        digest: Digest,
+        /// In the index.
+        stated: u64,
+        /// Of the document.
+        got: u64,
+    },
     /// Indexes in indexes, deeper than anyone builds.
     #[error("the index leads to more than {limit} further ones")]
     TooDeep {
@@ -105,9 +115,11 @@ impl ManifestError {
     /// What sort of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Json { .. } | Self::NotAnImage { .. } | Self::Digest(_) | Self::LayerCount { .. } => {
-                ErrorKind::Corrupt
-            }
+            Self::Json { .. }
+            | Self::NotAnImage { .. }
+            | Self::Digest(_)
+            | Self::Size { .. }
+            | Self::LayerCount { .. } => ErrorKind::Corrupt,
             Self::Schema1
             | Self::Foreign { .. }
             | Self::LayerType { .. }

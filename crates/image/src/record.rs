@@ -19,7 +19,7 @@ pub struct ImageRecord {
     pub other_names: Vec<String>,
     /// The digest of the manifest that was chosen for this platform (not that of an index).
     pub manifest_digest: String,
-    /// Bytes on this machine's disk: config and EROFS files, shared layers counted in full.
+    /// The length in bytes of its config and EROFS files, shared layers counted in full.
     pub size: u64,
     /// How sessions of it run.
     pub config: ImageConfig,

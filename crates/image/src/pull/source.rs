@@ -49,7 +49,7 @@ pub(super) enum LayerSource {
     /// In a file of this machine; a docker archive states no digest.
     File {
         range: FileRange,
-        digest: Option<Digest>,
+        stated: Option<Descriptor>,
     },
 }
 
@@ -57,14 +57,15 @@ impl LayerSource {
     pub(super) fn size(&self) -> Option<u64> {
         match self {
             Self::Registry(descriptor) => Some(descriptor.size),
-            Self::File { range, .. } => Some(range.length),
+            Self::File { range, stated: None } => Some(range.length),
+            Self::File { stated: Some(descriptor), .. } => Some(descriptor.size),
         }
     }
 
     pub(super) fn digest(&self) -> Option<&Digest> {
         match self {
             Self::Registry(descriptor) => Some(&descriptor.digest),
-            Self::File { digest, .. } => digest.as_ref(),
+            Self::File { stated, .. } => stated.as_ref().map(|descriptor| &descriptor.digest),
         }
     }
 }
@@ -135,7 +136,7 @@ impl Source {
         let layers = move || {
             found(chosen, &limits, tags.into_iter().collect(), Vec::new(), |layer| {
                 let range = files.find(&blob_name(&layer.digest))?;
-                Ok(LayerSource::File { range, digest: Some(layer.digest) })
+                Ok(LayerSource::File { range, stated: Some(layer) })
             })
         };
         blocking(layers).await?
@@ -161,18 +162,27 @@ impl Source {
         Err(ManifestError::TooDeep { limit: MAX_DEPTH }.into())
     }
 
-    /// A manifest or index by its digest.
+    /// A manifest or index by its digest and size.
     async fn document(&self, descriptor: Descriptor, limits: &Limits) -> Result<Vec<u8>, PullCause> {
         let limit = limits.manifest_bytes;
-        match self {
+        let Descriptor { digest, size: stated } = descriptor;
+        if stated > limit {
+            return Err(ManifestError::TooLarge { what: "manifest", size: stated, limit }.into());
+        }
+        let bytes = match self {
             Self::Registry(repository) => {
-                Ok(repository.manifest(&Version::Digest(descriptor.digest), limit).await?.bytes)
+                repository.manifest(&Version::Digest(digest.clone()), limit).await?.bytes
             }
             Self::Local(_, files) => {
-                let files = Arc::clone(files);
-                Ok(blocking(move || files.read_blob(&descriptor.digest, limit)).await??)
+                let (files, digest) = (Arc::clone(files), digest.clone());
+                blocking(move || files.read_blob(&digest, limit)).await??
             }
+        };
+        let got = bytes.len() as u64;
+        if got != stated {
+            return Err(ManifestError::Size { digest, stated, got }.into());
         }
+        Ok(bytes)
     }
 
     pub(super) async fn config(&self, found: &Found, limit: u64) -> Result<Vec<u8>, PullCause> {
@@ -237,7 +247,7 @@ fn docker_archive(files: &LocalFiles, wanted: Option<&str>, limits: &Limits) -> 
     let layers = entry
         .layers()
         .iter()
-        .map(|name| Ok(LayerSource::File { range: files.find(name)?, digest: None }))
+        .map(|name| Ok(LayerSource::File { range: files.find(name)?, stated: None }))
         .collect::<Result<_, PullCause>>()?;
     Ok(Found {
         manifest_digest: Digest::sha256(&config),

@@ -233,6 +233,32 @@ async fn documents_of_other_kinds_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn an_index_that_lies_or_goes_round_in_circles_is_refused() {
+    let (registry, fixture, image) = (Registry::good().await, Fixture::new(), image());
+    let real = registry.put("x", "real", &image);
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let index = |digest: &Digest, size: usize| {
+        let platform = serde_json::json!({"os": "linux", "architecture": architecture});
+        let entry = serde_json::json!({"digest": digest.to_string(), "size": size, "platform": platform});
+        serde_json::json!({"schemaVersion": 2, "manifests": [entry]}).to_string().into_bytes()
+    };
+    let put = |tag: &str, bytes: &[u8]| {
+        registry.put_manifest("x", tag, "application/json", bytes);
+        format!("{}:{tag}", real.trim_end_matches(":real"))
+    };
+    let lying = put("lying", &index(&image.manifest_digest, image.manifest.len() + 1));
+    failure(&fixture, &lying, ErrorKind::Corrupt, &["fetching the manifest", "its index states"]).await;
+    // A digest cannot name itself, but indexes can be nested without end.
+    let mut nested = image.manifest.clone();
+    for _ in 0..6 {
+        nested = index(&Digest::sha256(&nested), nested.len());
+        put("nested", &nested);
+    }
+    let nested = put("nested", &nested);
+    failure(&fixture, &nested, ErrorKind::Unsupported, &["more than 3 further ones"]).await;
+}
+
+#[tokio::test]
 async fn layers_that_are_no_tars_say_where_they_break() {
     let registry = Registry::good().await;
     let climbing = {
