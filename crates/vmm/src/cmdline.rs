@@ -6,7 +6,8 @@
 use crate::launch::{Accel, Hypervisor};
 use crate::seam::BoxPlan;
 
-const COMMON: &str = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check";
+/// A pod's interfaces are those that its network gave it: no `dummy0` that the driver would make by itself.
+const COMMON: &str = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check dummy.numdummies=0";
 
 /// microvm has no keyboard controller; a triple fault is what QEMU's `-no-reboot` answers by ending.
 const REBOOT_QEMU: &str = "reboot=t";

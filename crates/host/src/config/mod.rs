@@ -274,7 +274,7 @@ impl Default for Config {
             log: LogConfig { level: "info".to_owned(), format: LogFormat::Text },
             vmm: VmmConfig {
                 backend: Backend::Auto,
-                probe_limit: Duration::from_secs(5),
+                probe_limit: Duration::from_secs(10),
                 boot_limit: Duration::from_secs(60),
                 stop_limit: Duration::from_secs(10),
                 kernel: None,
