@@ -112,16 +112,20 @@ impl Run<'_> {
             .spawn()
             .context("starting qemu-system-x86_64 for the virtual node")?;
         let in_time = attend(child, self.limit, &mut show)?;
+        // The run's folder goes; the kernel's words are worth keeping when a run ended oddly.
+        let console = keep_console(&console, &folder)?;
         let reported = paths::read_optional(&status)?.unwrap_or_default();
         match reported.trim().strip_prefix("exit ").and_then(|code| code.parse().ok()) {
             Some(code) => Ok(code),
             None if in_time => bail!(
-                "the virtual node stopped before the command ended; its console:\n{}",
+                "the virtual node stopped before the command ended; its console ({}):\n{}",
+                console.display(),
                 process::tail(&console, 20)
             ),
             None => bail!(
-                "the virtual node was switched off after {}: the command had not ended; its console:\n{}",
+                "the virtual node was switched off after {}: the command had not ended; its console ({}):\n{}",
                 ui::time(self.limit),
+                console.display(),
                 process::tail(&console, 20)
             ),
         }
@@ -164,6 +168,12 @@ impl Run<'_> {
         command.args(["-append", &format!("console=ttyS0 panic=-1 quiet a3s.script={}", script.display())]);
         command
     }
+}
+
+fn keep_console(console: &Path, folder: &Path) -> Result<PathBuf> {
+    let kept = folder.join("console.log");
+    fs::copy(console, &kept).with_context(|| format!("keeping {}", kept.display()))?;
+    Ok(kept)
 }
 
 /// Shows the child's output until it ends or its time is up; says whether it ended by itself. The child is gone after.

@@ -88,7 +88,15 @@ impl Daemon {
             .append(true)
             .open(&log)
             .with_context(|| format!("opening {}", log.display()))?;
-        let child = Command::new(layout.daemon())
+        let mut command = Command::new(layout.daemon());
+        // The environment overrides the file, and this program's own may speak of backends.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("A3S_BOX_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
+            .env_remove("CRI_SOCKET_PATH")
             .arg("--config")
             .arg(config)
             .args(settings.extra.iter().map(|(key, value)| format!("--set={key}={value}")))

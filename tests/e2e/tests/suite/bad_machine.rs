@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tonic::{Code, Status};
 
 use crate::suite::Suite;
@@ -52,8 +52,8 @@ fn cpio_entry(name: &str, mode: u32, contents: &[u8]) -> Vec<u8> {
 }
 
 /// Runs a pod that must fail while it boots; its status, with the time it took.
-async fn failed_boot(suite: &Suite, name: &str, initramfs: &str) -> Result<(Status, Duration)> {
-    let extra = [("vmm.initramfs", initramfs), ("vmm.boot_limit", "6s")];
+async fn failed_boot(suite: &Suite, name: &str, initramfs: &str, limit: &str) -> Result<(Status, Duration)> {
+    let extra = [("vmm.initramfs", initramfs), ("vmm.boot_limit", limit)];
     let (daemon, mut client) = broken(suite, name, suite.backend(), &extra).await?;
     let asked = Instant::now();
     let error = client.run_pod(&suite.pod(name)?).await.err().context("a pod without a guest was run")?;
@@ -68,7 +68,7 @@ async fn failed_boot(suite: &Suite, name: &str, initramfs: &str) -> Result<(Stat
 pub(crate) async fn a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing(
     suite: &Suite,
 ) -> Result<()> {
-    let (error, took) = failed_boot(suite, "mute", &mute_initramfs(suite)?).await?;
+    let (error, took) = failed_boot(suite, "mute", &mute_initramfs(suite)?, "6s").await?;
     ensure!(error.code() == Code::DeadlineExceeded, "{error}");
     ensure!(took >= Duration::from_secs(6) && took < Duration::from_secs(20), "it took {took:?}");
     Ok(())
@@ -78,15 +78,17 @@ pub(crate) async fn a_guest_that_dies_while_booting_shows_its_last_words(suite: 
     // The kernel finds no init and panics.
     let empty = suite.state().join("empty.cpio");
     fs::write(&empty, vec![0; 4096]).context("writing an initramfs with nothing in it")?;
-    let (error, _) = failed_boot(suite, "noinit", &empty.to_string_lossy()).await?;
+    let (error, _) = failed_boot(suite, "noinit", &empty.to_string_lossy(), "60s").await?;
     ensure!(error.message().contains("Kernel panic"), "the guest's last words are missing: {error}");
     Ok(())
 }
 
 pub(crate) async fn a_missing_hypervisor_is_named(suite: &Suite) -> Result<()> {
     let started = broken(suite, "noqemu", "qemu", &[("vmm.qemu", "/no/such/qemu")]).await;
-    let error = started.err().context("a daemon without a hypervisor started")?;
-    let message = format!("{error:#}");
+    let message = match started {
+        Ok((daemon, _)) => bail!("a daemon without a hypervisor started:\n{}", daemon.log_tail()),
+        Err(error) => format!("{error:#}"),
+    };
     ensure!(message.contains("/no/such/qemu") && message.contains("install"), "{message}");
     Ok(())
 }
