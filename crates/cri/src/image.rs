@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use a3s_box_image::Usage;
+use a3s_box_image::reference::Reference;
 
-use crate::convert::{image as convert, non_empty, required};
+use crate::convert::{InvalidRequest, image as convert, non_empty, required};
 use crate::error::CriError;
 use crate::proto::{
     FilesystemIdentifier, FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
@@ -40,6 +41,7 @@ impl CriService {
 
     pub(crate) async fn pull_image(&self, request: PullImageRequest) -> Result<PullImageResponse, CriError> {
         let name = image_name(request.image)?;
+        refuse_local(&name)?;
         let auth = request.auth.map(convert::auth);
         let record = self.images.pull(&name, auth, None).await?;
         Ok(PullImageResponse { image_ref: record.id })
@@ -65,6 +67,21 @@ impl CriService {
             image_filesystems: vec![filesystem(timestamp, &self.images.directory(), images)],
             container_filesystems: vec![filesystem(timestamp, &self.settings.scratch_dir, scratch)],
         })
+    }
+}
+
+/// Whoever may write a pod names its image; what lies in the node's files is not theirs to read.
+fn refuse_local(name: &str) -> Result<(), InvalidRequest> {
+    match name.parse() {
+        Ok(Reference::Local(local)) => Err(InvalidRequest::new(
+            "image.image",
+            format!(
+                "{:?} names a file of the node, which pods may not read; push the image to a registry, or use `a3s-box run`",
+                local.kind.prefix()
+            ),
+        )),
+        // What is no reference at all is the store's to explain.
+        Ok(Reference::Registry(_)) | Err(_) => Ok(()),
     }
 }
 

@@ -138,6 +138,19 @@ async fn a_box_that_cannot_start_says_why_and_leaves_its_name_free() {
 }
 
 #[tokio::test]
+async fn a_pod_cannot_name_a_file_of_the_node_as_its_image() {
+    let mut served = Served::start().await;
+    for image in ["oci:/var/lib/secrets", "oci-archive:/root/x.tar", "docker-archive:/root/x.tar:a"] {
+        let spec = ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = PullImageRequest { image: Some(spec), ..Default::default() };
+        let status = served.images.pull_image(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("image.image: "), "{status}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn an_unknown_image_is_an_empty_answer_and_its_removal_success() {
     let mut served = Served::start().await;
     let image = || Some(ImageSpec { image: "registry.test/none:1".to_owned(), ..Default::default() });
