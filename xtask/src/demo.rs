@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{dist, packages, paths, process, tools, ui};
+use crate::{dist, packages, paths, ui};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -24,16 +24,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         bail!("a pod needs network namespaces, taps and cgroups: run `cargo xtask demo` as root");
     }
     let layout = dist::build(&dist::Options { profile: options.profile.clone(), out: None })?;
-    process::run(tools::cargo().args([
-        "build",
-        "--profile",
-        &options.profile,
-        "--package",
-        "a3s-box-e2e",
-        "--bin",
-        "a3s-box-demo",
-    ]))
-    .context("building the demo")?;
     ui::heading("demo");
     let program = dist::profile_folder(&options.profile).join("a3s-box-demo");
     // The demo takes our place, so that Ctrl-C and its exit code are its own.

@@ -55,11 +55,21 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
     staging.publish(&tree)
 }
 
+/// Cargo chooses the features of dependencies by what is built together. So that tokio and its like are compiled once, the
+/// demo is built along with what it demonstrates, and under `dev` everything is built as the unit tests have it.
+/// One call of cargo for everything that runs on the host: each choice of packages has its own features of shared
+/// dependencies, so that a second choice would compile most of them again. The demo is therefore built along; and with
+/// `dev` the choice is the whole workspace, as the tests' is.
 fn build_binaries(profile: &str) -> Result<Vec<PathBuf>> {
     let mut cargo = tools::cargo();
-    cargo.args(["build", "--profile", profile]);
-    for (package, _, _) in BINARIES {
-        cargo.args(["--package", package]);
+    cargo.args(["build", "--locked", "--bins", "--profile", profile]);
+    if profile == "dev" {
+        cargo.arg("--workspace");
+    } else {
+        for (package, _, _) in BINARIES {
+            cargo.args(["--package", package]);
+        }
+        cargo.args(["--package", "a3s-box-e2e"]);
     }
     process::run(&mut cargo).context("building the host's binaries")?;
     let folder = profile_folder(profile);

@@ -80,15 +80,7 @@ fn prepare() -> Result<(PathBuf, PathBuf)> {
     let layout = dist::build(&dist::Options { profile: "dev".to_owned(), out: Some(out) })?;
     let messages = process::output(
         tools::cargo()
-            .args([
-                "test",
-                "--package",
-                "a3s-box-e2e",
-                "--test",
-                "suite",
-                "--no-run",
-                "--message-format=json",
-            ])
+            .args(["test", "--workspace", "--test", "suite", "--no-run", "--message-format=json"])
             .stderr(std::process::Stdio::inherit()),
     )
     .context("building the end-to-end suite")?;
