@@ -14,7 +14,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "auto")]
     backend: String,
     /// Cargo profile of the host's binaries.
-    #[arg(long, default_value = "dist")]
+    #[arg(long, default_value = "quick")]
     profile: String,
 }
 

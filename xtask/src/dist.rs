@@ -12,7 +12,7 @@ use crate::{initramfs, kernel, paths, process, tools, ui};
 #[derive(Args)]
 pub(crate) struct Options {
     /// Cargo profile of the host's binaries. `release` takes longer and is what a package should contain.
-    #[arg(long, default_value = "dist")]
+    #[arg(long, default_value = "quick")]
     pub(crate) profile: String,
     /// Where to lay it out [default: target/dist].
     #[arg(long)]
