@@ -1,11 +1,15 @@
 //! Machines and guests that do not work: a daemon of its own with a broken part.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
+use a3s_box_e2e::image::{Encoding, Image, Layer};
+use a3s_box_e2e::registry::write_hosts_toml;
 use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::{Code, Status};
 
 use crate::suite::Suite;
@@ -80,6 +84,48 @@ pub(crate) async fn a_guest_that_dies_while_booting_shows_its_last_words(suite: 
     fs::write(&empty, vec![0; 4096]).context("writing an initramfs with nothing in it")?;
     let (error, _) = failed_boot(suite, "noinit", &empty.to_string_lossy(), "60s").await?;
     ensure!(error.message().contains("Kernel panic"), "the guest's last words are missing: {error}");
+    Ok(())
+}
+
+/// A small file system in memory; unmounted with this value.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf, mebibytes: u32) -> Result<Self> {
+        fs::create_dir_all(&at).with_context(|| format!("creating {}", at.display()))?;
+        let size = format!("size={mebibytes}m");
+        mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
+            .with_context(|| format!("mounting a small disk on {}", at.display()))?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The comparison of the machine after the scenario tells when this failed.
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+pub(crate) async fn a_full_disk_fails_the_pull_and_says_so(suite: &Suite) -> Result<()> {
+    let noise: Vec<u8> = (0..16_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let layer = Layer::new().file("noise", 0o644, &noise)?;
+    let image = Image::new(vec![(layer, Encoding::Plain)], &serde_json::json!({}))?;
+    let reference = suite.registry().push("e2e/large", "1", &image)?;
+
+    let disk = SmallDisk::mount(suite.state().join("nospace/root"), 8)?;
+    write_hosts_toml(&suite.state().join("nospace/certs.d"), &suite.registry().host())?;
+    let (daemon, mut client) = broken(suite, "nospace", suite.backend(), &[]).await?;
+    let error = client.pull(&reference).await.err().context("an image larger than the disk was pulled")?;
+    ensure!(error.code() == Code::ResourceExhausted, "{error}");
+    ensure!(error.message().contains(&reference) && error.message().contains("space"), "{error}");
+    ensure!(
+        client.pull(suite.shell()).await.is_ok(),
+        "what the failed pull had written takes the disk's space"
+    );
+    let status = daemon.stop().await?;
+    ensure!(status.success(), "the daemon ended with {status}");
+    drop(disk);
     Ok(())
 }
 

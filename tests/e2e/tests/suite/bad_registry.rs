@@ -195,10 +195,11 @@ pub(crate) async fn a_layer_with_other_bytes_than_promised_fails_the_pull(suite:
     Ok(())
 }
 
-pub(crate) async fn a_layer_that_climbs_out_of_its_root_fails_the_pull(suite: &Suite) -> Result<()> {
+pub(crate) async fn a_layer_with_names_that_cannot_be_fails_the_pull(suite: &Suite) -> Result<()> {
     let climbing = Layer::new().file_named_raw(b"a/../../escaped", b"out")?;
     let chain = Layer::new().symlink("up", "../../..")?.hard_link("stolen", "up/etc/shadow")?;
-    for (name, layer) in [("climb", climbing), ("chain", chain)] {
+    let long = Layer::new().file(&"n".repeat(5000), 0o644, b"x")?;
+    for (name, layer) in [("climb", climbing), ("chain", chain), ("long", long)] {
         let image = Image::new(vec![(layer, Encoding::Plain)], &json!({}))?;
         let registry = FakeRegistry::serving(suite, name, &image, HashMap::new()).await?;
         let error = failure(suite, &registry.reference(name)).await?;

@@ -53,7 +53,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     bad_registry::a_registry_that_hangs_costs_a_bounded_time,
     bad_registry::a_layer_that_is_cut_off_fails_the_pull,
     bad_registry::a_layer_with_other_bytes_than_promised_fails_the_pull,
-    bad_registry::a_layer_that_climbs_out_of_its_root_fails_the_pull,
+    bad_registry::a_layer_with_names_that_cannot_be_fails_the_pull,
     bad_registry::a_config_that_lies_about_its_layers_fails_the_pull,
     pods::a_pod_lives_its_life_in_a_kernel_of_its_own,
     pods::a_running_pod_is_removed_by_force,
@@ -79,6 +79,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_run::output_without_a_reader_ends_the_command,
     bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
     bad_machine::a_guest_that_dies_while_booting_shows_its_last_words,
+    bad_machine::a_full_disk_fails_the_pull_and_says_so,
     bad_machine::a_missing_hypervisor_is_named,
     suite::nothing_is_left_when_the_daemon_has_stopped,
 ];
