@@ -32,8 +32,8 @@ pub(crate) async fn run(
 
     let status = client.status().await?;
     table.step("Status", &conditions(&status)?);
-    if let Some(backend) = status.info.get("backend") {
-        table.quote(&format!("backend: {backend}"));
+    if let Some(words) = status.info.get("hypervisor").and_then(|text| hypervisor(text)) {
+        table.quote(&words);
     }
 
     let id = client.pull(reference).await?;
@@ -94,6 +94,12 @@ fn conditions(status: &StatusResponse) -> Result<String> {
         words.push(format!("{}={}", condition.r#type, condition.status));
     }
     Ok(words.join(", "))
+}
+
+/// Which VMM runs the pods and why, from Status' verbose part.
+fn hypervisor(info: &str) -> Option<String> {
+    let info: serde_json::Value = serde_json::from_str(info).ok()?;
+    Some(format!("{}: {}", info["backend"].as_str()?, info["reason"].as_str()?))
 }
 
 fn pod_config(settings: &Settings) -> Result<PodSandboxConfig> {
