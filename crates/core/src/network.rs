@@ -44,7 +44,7 @@ pub struct Interface {
 /// A pod's network after a successful set-up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNetwork {
-    /// A bind mount of the namespace, e.g. `/var/run/netns/a3s-…`; the VMM enters it.
+    /// A bind mount of the namespace, e.g. `/run/a3s-box/netns/a3s-…`; the VMM enters it.
     pub netns: PathBuf,
     /// The interfaces of the pod, primary first.
     pub interfaces: Vec<Interface>,

@@ -31,6 +31,7 @@ pub(crate) fn net_config(config: &Config) -> NetConfig {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
         cache_dir: config.root.join("cni"),
+        netns_dir: config.run_dir.join("netns"),
         plugin_timeout: config.network.plugin_timeout,
         ..NetConfig::default()
     }

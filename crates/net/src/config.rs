@@ -28,7 +28,9 @@ pub struct NetConfig {
     /// Records of what each box holds. Must survive a reboot of the host, as the address
     /// allocations of IPAM plugins do.
     pub cache_dir: PathBuf,
-    /// Where namespaces are mounted by name; `ip netns` looks in `/var/run/netns`.
+    /// Where namespaces are mounted by name. Not `/var/run/netns`: the first `ip netns add` of a host mounts that
+    /// directory over itself and what was there before into the bargain, and a namespace that is mounted twice
+    /// outlives its removal.
     pub netns_dir: PathBuf,
     /// How long one plugin may take for one command before its process group is killed.
     pub plugin_timeout: Duration,
@@ -43,7 +45,7 @@ impl Default for NetConfig {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/a3s-box/cni".into(),
-            netns_dir: "/var/run/netns".into(),
+            netns_dir: "/run/a3s-box/netns".into(),
             plugin_timeout: Duration::from_secs(60),
             tap_owner: None,
         }
