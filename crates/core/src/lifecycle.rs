@@ -129,7 +129,9 @@ impl BoxPhase {
             (BoxRequest::Use, Self::Reserved | Self::Networked | Self::Booting) => {
                 Decision::Deny("the pod sandbox is still starting")
             }
-            (BoxRequest::Use, Self::Stopping | Self::Stopped(_)) => Decision::Deny("the pod sandbox is not ready"),
+            (BoxRequest::Use, Self::Stopping | Self::Stopped(_)) => {
+                Decision::Deny("the pod sandbox is not ready")
+            }
             (BoxRequest::Stop, Self::Stopped(_)) => Decision::AlreadyDone,
             (
                 BoxRequest::Stop | BoxRequest::Remove,
@@ -151,8 +153,12 @@ impl SessionPhase {
         match (request, self) {
             (SessionRequest::Start, Self::Created)
             | (SessionRequest::Exec | SessionRequest::Stop, Self::Running { .. })
-            | (SessionRequest::Remove, Self::Created | Self::Running { .. } | Self::Exited { .. }) => Decision::Accept,
-            (SessionRequest::Start, Self::Running { .. }) => Decision::Deny("the container is already running"),
+            | (SessionRequest::Remove, Self::Created | Self::Running { .. } | Self::Exited { .. }) => {
+                Decision::Accept
+            }
+            (SessionRequest::Start, Self::Running { .. }) => {
+                Decision::Deny("the container is already running")
+            }
             (SessionRequest::Start, Self::Exited { .. }) => Decision::Deny("the container has exited"),
             (SessionRequest::Exec, Self::Created) => Decision::Deny("the container was not started"),
             (SessionRequest::Exec, Self::Exited { .. }) => Decision::Deny("the container has exited"),

@@ -26,7 +26,9 @@ pub enum FramingError {
 }
 
 /// Reads one message.
-pub async fn read_message<M: Message + Default>(from: &mut (impl AsyncRead + Unpin)) -> Result<M, FramingError> {
+pub async fn read_message<M: Message + Default>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> Result<M, FramingError> {
     let announced = from.read_u32().await? as usize;
     if announced > MAX_FRAME {
         return Err(FramingError::TooLong { announced });
@@ -37,7 +39,10 @@ pub async fn read_message<M: Message + Default>(from: &mut (impl AsyncRead + Unp
 }
 
 /// Writes one message and flushes it.
-pub async fn write_message<M: Message>(to: &mut (impl AsyncWrite + Unpin), message: &M) -> Result<(), FramingError> {
+pub async fn write_message<M: Message>(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &M,
+) -> Result<(), FramingError> {
     let bytes = message.encode_to_vec();
     if bytes.len() > MAX_FRAME {
         return Err(FramingError::TooLong { announced: bytes.len() });
@@ -59,7 +64,8 @@ mod tests {
     async fn a_message_survives_the_wire() {
         let (mut a, mut b) = tokio::io::duplex(16);
         let sent = StreamAccept { error: "no such session".to_owned(), offset: 7 };
-        let (written, read) = tokio::join!(write_message(&mut a, &sent), read_message::<StreamAccept>(&mut b));
+        let (written, read) =
+            tokio::join!(write_message(&mut a, &sent), read_message::<StreamAccept>(&mut b));
         written.unwrap();
         assert_eq!(read.unwrap(), sent);
     }
