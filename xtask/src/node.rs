@@ -68,6 +68,22 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
+/// The node itself ended before the command did: its kernel crashed. Nothing is known about the command then.
+#[derive(Debug)]
+pub(crate) struct NodeStopped {
+    console: PathBuf,
+    words: String,
+}
+
+impl std::fmt::Display for NodeStopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (console, words) = (self.console.display(), &self.words);
+        write!(f, "the virtual node stopped before the command ended; its console ({console}):\n{words}")
+    }
+}
+
+impl std::error::Error for NodeStopped {}
+
 /// One run of one command.
 pub(crate) struct Run<'a> {
     pub(crate) command: &'a [String],
@@ -117,11 +133,9 @@ impl Run<'_> {
         let reported = paths::read_optional(&status)?.unwrap_or_default();
         match reported.trim().strip_prefix("exit ").and_then(|code| code.parse().ok()) {
             Some(code) => Ok(code),
-            None if in_time => bail!(
-                "the virtual node stopped before the command ended; its console ({}):\n{}",
-                console.display(),
-                process::tail(&console, 20)
-            ),
+            None if in_time => {
+                Err(NodeStopped { console: console.clone(), words: process::tail(&console, 20) }.into())
+            }
             None => bail!(
                 "the virtual node was switched off after {}: the command had not ended; its console ({}):\n{}",
                 ui::time(self.limit),
