@@ -38,7 +38,8 @@ struct Hierarchy {
 /// What a box is to have in the hierarchies; nothing is made.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// Levels above the box's own cgroups that do not exist, topmost first.
+    /// Levels above the box's own cgroups that go when their last box goes, topmost first: those that do not exist yet,
+    /// and our default parent, whoever of us made it.
     pub(crate) parents: Vec<PathBuf>,
     /// The box's own, one per hierarchy.
     pub(crate) own: Vec<PathBuf>,
@@ -54,7 +55,7 @@ pub(crate) fn plan(parent: Option<&str>, id: &BoxId) -> Result<Plan, BadParent> 
         let mut level = hierarchy.mount;
         for part in below.components() {
             level.push(part);
-            if !level.exists() {
+            if parent.is_none() || !level.exists() {
                 plan.parents.push(level.clone());
             }
         }
