@@ -12,7 +12,25 @@ use anyhow::{Context, Result, bail};
 use crate::{paths, process, ui};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// The archive that this machine's apt already uses: its nearest mirror, reached as the machine reaches it.
+fn mirror() -> Result<String> {
+    let format = "$(RELEASE) $(COMPONENT) $(REPO_URI)";
+    let targets = process::output(&mut process::command(
+        "apt-get",
+        ["indextargets", "--format", format, "Created-By: Packages"],
+    ))?;
+    main_archive(&targets)
+        .context("apt on this machine knows no Debian archive: its sources name no `main` of a release")
+}
+
+/// The first archive with a release itself (`bookworm main …`), not its updates or its security fixes.
+fn main_archive(targets: &str) -> Option<String> {
+    targets.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+        [release, "main", archive] if !release.contains(['-', '/']) => Some(archive.to_owned()),
+        _ => None,
+    })
+}
 
 /// The private index of one Debian suite.
 pub(crate) struct Suite {
@@ -35,7 +53,7 @@ impl Suite {
         let log = suite.dir.join("log");
         ui::note(&format!("reading Debian's package index ({})", suite.name));
         process::logged(suite.apt("apt-get").args(["-q", "update"]), &log)
-            .with_context(|| format!("reading Debian's index of {} from {MIRROR}", suite.name))?;
+            .with_context(|| format!("reading Debian's index of {}", suite.name))?;
         Ok(suite)
     }
 
@@ -44,7 +62,7 @@ impl Suite {
             let dir = self.dir.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         }
-        let sources = format!("deb [signed-by={KEYRING}] {MIRROR} {} main\n", self.name);
+        let sources = format!("deb [signed-by={KEYRING}] {} {} main\n", mirror()?, self.name);
         paths::write_atomic(&self.dir.join("sources.list"), sources.as_bytes())
     }
 
@@ -119,7 +137,7 @@ fn only_file(dir: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::field;
+    use super::{field, main_archive};
 
     #[test]
     fn fields_are_found_by_their_whole_name() {
@@ -127,5 +145,14 @@ mod tests {
         assert_eq!(field(record, "Version"), Some("6.12.117-1"));
         assert_eq!(field(record, "Depends"), Some("a (= 1), b"));
         assert_eq!(field(record, "Provides"), None);
+    }
+
+    #[test]
+    fn the_archive_is_the_releases_own_not_that_of_its_fixes() {
+        let targets = "bookworm-security main http://mirror.test/debian-security/\n\
+                       bookworm main http://mirror.test/debian/\n\
+                       bookworm-updates main http://other.test/debian/\n";
+        assert_eq!(main_archive(targets).as_deref(), Some("http://mirror.test/debian/"));
+        assert_eq!(main_archive("bookworm contrib http://mirror.test/debian/\n"), None);
     }
 }
