@@ -55,8 +55,6 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
     staging.publish(&tree)
 }
 
-/// Cargo chooses the features of dependencies by what is built together. So that tokio and its like are compiled once, the
-/// demo is built along with what it demonstrates, and under `dev` everything is built as the unit tests have it.
 /// One call of cargo for everything that runs on the host: each choice of packages has its own features of shared
 /// dependencies, so that a second choice would compile most of them again. The demo is therefore built along; and with
 /// `dev` the choice is the whole workspace, as the tests' is.
