@@ -81,6 +81,8 @@ pub(crate) fn ensure(set: Set) -> Result<()> {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // Another apt, such as the machine's own upgrades, may be at work: wait for it.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]);
     command
 }
 

@@ -1,0 +1,10 @@
+//! The streaming server: `kubectl exec`, `attach` and `port-forward` reach a container through it.
+//!
+//! CRI's Exec, Attach and PortForward answer with a URL of this server. Its path carries a token that stands for the
+//! request; a client connects, upgrades to SPDY/3.1 or WebSocket, and its streams are handed to a [`Backend`],
+//! which knows containers. This crate knows neither CRI's messages nor boxes.
+
+pub mod backend;
+pub mod spdy;
+
+pub use backend::{Backend, ClientStreams};
