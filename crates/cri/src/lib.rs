@@ -14,6 +14,7 @@
 
 mod container;
 pub mod convert;
+mod deadline;
 pub mod error;
 mod exec;
 pub mod filter;

@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::deadline::DeadlineLayer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
 use crate::service::CriService;
@@ -100,6 +101,7 @@ pub async fn serve(
     let runtime = RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_REQUEST);
     let image = ImageServiceServer::new(service).max_decoding_message_size(MAX_REQUEST);
     Server::builder()
+        .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(image)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
