@@ -4,7 +4,11 @@
 //! request; a client connects, upgrades to SPDY/3.1 or WebSocket, and its streams are handed to a [`Backend`],
 //! which knows containers. This crate knows neither CRI's messages nor boxes.
 
+mod activity;
 pub mod backend;
+mod chunks;
 pub mod spdy;
+pub mod websocket;
 
 pub use backend::{Backend, ClientStreams};
+pub use chunks::{ChunkReader, ChunkWriter};
