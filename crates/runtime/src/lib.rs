@@ -18,6 +18,7 @@ mod cgroup;
 mod clock;
 mod config;
 mod error;
+mod execution;
 mod log;
 mod manager;
 pub mod network;
@@ -39,5 +40,6 @@ pub use api::{
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;
 pub use error::{ErrorKind, FailedStage, ProgramFault, RuntimeError};
+pub use execution::{ByteStream, Execution, ExitCode, PortStream};
 pub use manager::BoxManager;
 pub use network::{NetworkSetting, PodNetworks};

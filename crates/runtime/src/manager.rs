@@ -4,6 +4,7 @@
 //! awaited. Whoever stops waiting stops nothing.
 
 mod stats;
+mod streams;
 
 use std::sync::Arc;
 use std::time::Duration;
