@@ -7,8 +7,14 @@
 mod activity;
 pub mod backend;
 mod chunks;
+mod portforward;
+mod remotecommand;
+pub mod server;
 pub mod spdy;
+mod tokens;
 pub mod websocket;
 
 pub use backend::{Backend, ClientStreams};
 pub use chunks::{ChunkReader, ChunkWriter};
+pub use server::{BindError, Server, ServerConfig, Urls};
+pub use tokens::TokenError;

@@ -221,7 +221,7 @@ impl Reader {
     }
 
     async fn open(&mut self, id: u32, fin: bool, headers: Headers) -> bool {
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             self.shared.control.send(Frame::Reset { id, status: status::PROTOCOL_ERROR }).ok();
             return false;
         }

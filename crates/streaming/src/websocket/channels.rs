@@ -1,74 +1,123 @@
-//! The channels inside WebSocket messages, without any I/O: each binary message begins with its channel's number.
+//! Messages and what they mean. No I/O: what parses foreign bytes can be tested and fuzzed alone.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use thiserror::Error;
+use tokio_tungstenite::tungstenite::Message;
 
-/// The highest channel of remotecommand: stdin, stdout, stderr, error, resize.
-pub const LAST_REMOTECOMMAND_CHANNEL: u8 = 4;
-
-/// In v5, stands before the number of a channel whose sender has ended it.
+/// The message that closes a channel begins with it.
 const CLOSE: u8 = 255;
 
-/// What one message says.
+/// How channels are carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Message<'a> {
-    /// Bytes of a channel; there can be none.
-    Data {
-        /// The channel's number.
-        channel: u8,
-        /// What was sent.
-        bytes: &'a [u8],
-    },
-    /// The sender has ended this channel; only in v5.
-    Close {
-        /// The channel's number.
-        channel: u8,
-    },
+pub enum Encoding {
+    /// Binary messages, the channel's number as a byte.
+    Binary,
+    /// Text messages, the channel's number as a digit.
+    Base64,
 }
 
-/// Why a message is not one of the protocol.
+/// A protocol of channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protocol {
+    /// 1 to 5.
+    pub version: u8,
+    /// How bytes are carried.
+    pub encoding: Encoding,
+}
+
+/// A message that is not of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ChannelError {
-    /// Not even a channel's number.
-    #[error("a WebSocket message is empty; it must begin with the number of its channel")]
+    /// No channel number.
+    #[error("a message without a channel number")]
     Empty,
-    /// A channel that the connection does not have.
-    #[error("a WebSocket message names channel {channel}; the last one is {last}")]
-    UnknownChannel {
-        /// The number in the message.
-        channel: u8,
-        /// The highest number that the connection has.
-        last: u8,
-    },
-    /// A close signal is exactly two bytes.
-    #[error("a close signal on WebSocket has {length} bytes; it must have 2")]
-    CloseLength {
-        /// The message's length.
-        length: usize,
-    },
+    /// Not base64, or no digit before it.
+    #[error("a text message that is no channel digit with base64")]
+    Base64,
 }
 
-/// Reads one binary message of a connection with channels 0 to `last`; `close_signal` is true from v5 on.
-pub fn decode(message: &[u8], last: u8, close_signal: bool) -> Result<Message<'_>, ChannelError> {
-    let (&first, rest) = message.split_first().ok_or(ChannelError::Empty)?;
-    if close_signal && first == CLOSE {
-        let &[channel] = rest else {
-            return Err(ChannelError::CloseLength { length: message.len() });
+/// What a client said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes of a channel.
+    Data(u8, Bytes),
+    /// A channel has ended.
+    Close(u8),
+    /// Nothing that matters here: a ping, a pong.
+    Other,
+    /// The client says good-bye.
+    Bye,
+}
+
+impl Protocol {
+    /// The protocol of a name; an empty one is the oldest.
+    pub fn named(name: &str) -> Option<Self> {
+        let (version, encoding) = match name {
+            "" | "channel.k8s.io" => (1, Encoding::Binary),
+            "v2.channel.k8s.io" => (2, Encoding::Binary),
+            "v3.channel.k8s.io" => (3, Encoding::Binary),
+            "v4.channel.k8s.io" => (4, Encoding::Binary),
+            "v5.channel.k8s.io" => (5, Encoding::Binary),
+            "base64.channel.k8s.io" => (1, Encoding::Base64),
+            "v4.base64.channel.k8s.io" => (4, Encoding::Base64),
+            _ => return None,
         };
-        return known(channel, last).map(|channel| Message::Close { channel });
+        Some(Self { version, encoding })
     }
-    known(first, last).map(|channel| Message::Data { channel, bytes: rest })
-}
 
-/// Writes one binary message.
-pub fn encode(message: Message<'_>) -> Vec<u8> {
-    match message {
-        Message::Data { channel, bytes } => [&[channel], bytes].concat(),
-        Message::Close { channel } => vec![CLOSE, channel],
+    /// What a message means.
+    pub fn decode(self, message: Message) -> Result<Event, ChannelError> {
+        match message {
+            Message::Binary(mut bytes) => {
+                if bytes.is_empty() {
+                    return Err(ChannelError::Empty);
+                }
+                let channel = bytes.split_to(1)[0];
+                match (channel, bytes.as_ref()) {
+                    (CLOSE, [closed]) if self.version >= 5 => Ok(Event::Close(*closed)),
+                    _ => Ok(Event::Data(channel, bytes)),
+                }
+            }
+            Message::Text(text) => {
+                let (digit, rest) = text.as_bytes().split_first().ok_or(ChannelError::Empty)?;
+                let channel = digit.checked_sub(b'0').filter(|n| *n <= 9).ok_or(ChannelError::Base64)?;
+                match self.encoding {
+                    Encoding::Binary => Ok(Event::Data(channel, Bytes::copy_from_slice(rest))),
+                    Encoding::Base64 => {
+                        let bytes = STANDARD.decode(rest).map_err(|_| ChannelError::Base64)?;
+                        Ok(Event::Data(channel, bytes.into()))
+                    }
+                }
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(Event::Other),
+            Message::Close(_) => Ok(Event::Bye),
+        }
     }
-}
 
-fn known(channel: u8, last: u8) -> Result<u8, ChannelError> {
-    if channel <= last { Ok(channel) } else { Err(ChannelError::UnknownChannel { channel, last }) }
+    /// Bytes of a channel as a message.
+    pub fn encode(self, channel: u8, bytes: &[u8]) -> Message {
+        match self.encoding {
+            Encoding::Binary => {
+                let mut message = Vec::with_capacity(bytes.len() + 1);
+                message.push(channel);
+                message.extend_from_slice(bytes);
+                Message::Binary(message.into())
+            }
+            Encoding::Base64 => {
+                let mut message = String::with_capacity(bytes.len() / 3 * 4 + 8);
+                message.push(char::from(b'0' + channel % 10));
+                STANDARD.encode_string(bytes, &mut message);
+                Message::Text(message.into())
+            }
+        }
+    }
+
+    /// The message that ends a channel, where there is one.
+    pub fn encode_close(self, channel: u8) -> Option<Message> {
+        (self.version >= 5).then(|| Message::Binary(vec![CLOSE, channel].into()))
+    }
 }
 
 #[cfg(test)]
@@ -77,36 +126,39 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn only_v5_knows_the_close_signal() {
-        assert_eq!(decode(&[255, 0], 4, true), Ok(Message::Close { channel: 0 }));
-        let unknown = ChannelError::UnknownChannel { channel: 255, last: 4 };
-        assert_eq!(decode(&[255, 0], 4, false), Err(unknown));
+    fn protocol(name: &str) -> Protocol {
+        Protocol::named(name).unwrap()
     }
 
     #[test]
-    fn malformed_messages_are_refused() {
-        assert_eq!(decode(&[], 4, true), Err(ChannelError::Empty));
-        assert_eq!(decode(&[255], 4, true), Err(ChannelError::CloseLength { length: 1 }));
-        assert_eq!(decode(&[255, 0, 0], 4, true), Err(ChannelError::CloseLength { length: 3 }));
-        let unknown = ChannelError::UnknownChannel { channel: 5, last: 4 };
-        assert_eq!(decode(&[5, 1], 4, true), Err(unknown));
-        assert_eq!(decode(&[255, 5], 4, true), Err(unknown));
+    fn closing_a_channel_is_a_message_since_version_5_only() {
+        let message = || Message::Binary(vec![255, 0].into());
+        assert_eq!(protocol("v5.channel.k8s.io").decode(message()), Ok(Event::Close(0)));
+        let data = Event::Data(255, Bytes::from_static(&[0]));
+        assert_eq!(protocol("v4.channel.k8s.io").decode(message()), Ok(data));
+        assert_eq!(protocol("v4.channel.k8s.io").encode_close(1), None);
+    }
+
+    #[test]
+    fn messages_that_are_of_no_channel_are_errors() {
+        assert_eq!(protocol("").decode(Message::Binary(Bytes::new())), Err(ChannelError::Empty));
+        let base64 = protocol("base64.channel.k8s.io");
+        assert_eq!(base64.decode(Message::Text("".into())), Err(ChannelError::Empty));
+        assert_eq!(base64.decode(Message::Text("x".into())), Err(ChannelError::Base64));
+        assert_eq!(base64.decode(Message::Text("0***".into())), Err(ChannelError::Base64));
+        assert_eq!(Protocol::named("v6.channel.k8s.io"), None);
     }
 
     proptest! {
         #[test]
-        fn what_is_decoded_encodes_to_the_same_bytes(message: Vec<u8>, last in 0..=200_u8, v5: bool) {
-            if let Ok(decoded) = decode(&message, last, v5) {
-                prop_assert_eq!(encode(decoded), message);
-            }
-        }
-
-        #[test]
-        fn data_arrives_as_it_was_sent(channel in 0..=LAST_REMOTECOMMAND_CHANNEL, bytes: Vec<u8>, v5: bool) {
-            let sent = Message::Data { channel, bytes: &bytes };
-            let message = encode(sent);
-            prop_assert_eq!(decode(&message, LAST_REMOTECOMMAND_CHANNEL, v5), Ok(sent));
+        fn what_was_encoded_is_decoded(
+            channel in 0u8..9,
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            name in prop::sample::select(vec!["", "v4.channel.k8s.io", "v5.channel.k8s.io", "base64.channel.k8s.io"]),
+        ) {
+            let protocol = protocol(name);
+            let event = protocol.decode(protocol.encode(channel, &bytes)).unwrap();
+            prop_assert_eq!(event, Event::Data(channel, bytes.into()));
         }
     }
 }
