@@ -59,7 +59,7 @@ pub(crate) struct BoxRecord {
     pub(crate) machine: Option<MachineFacts>,
     pub(crate) kernel_release: String,
     pub(crate) timeline: Vec<Stage>,
-    /// EROFS files that were attached below `images/`.
+    /// The names of the EROFS files that were attached below `images/`.
     pub(crate) layers: BTreeSet<String>,
 }
 

@@ -22,7 +22,7 @@ use crate::api::BoxStatus;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::records::{BoxRecord, HostObject};
 use crate::registry::{Outcome, Reply, SessionEntry};
-use crate::sessions::{SessionCommand, layer_attachment};
+use crate::sessions::{SessionCommand, layer_attachment, layer_name};
 use crate::shared::Shared;
 
 /// The longest that the sessions of a box that stops may take to be killed and logged.
@@ -378,12 +378,15 @@ impl BoxDriver {
         };
         let known = self.record.layers.clone();
         for layer in layers {
-            if self.record.layers.contains(&layer.diff_id) {
+            let name = layer_name(&layer).map_err(|error| {
+                let id = object(&self.record.id);
+                RuntimeError::caused(ErrorKind::Internal, FailedStage::Attach, id, error)
+            })?;
+            if self.record.layers.contains(&name) {
                 continue;
             }
-            let diff_id = layer.diff_id.clone();
             self.attach_layer(&live, layer).await?;
-            self.record.layers.insert(diff_id);
+            self.record.layers.insert(name);
         }
         // After a crash before this a layer would be attached twice; the mount point's owner refuses that, and
         // the record is what tells.

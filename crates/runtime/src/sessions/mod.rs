@@ -10,5 +10,5 @@ mod volumes;
 
 pub(crate) use driver::{SessionCommand, SessionDriver, SessionStart};
 pub(crate) use exec::{ExecPlan, exec_sync};
-pub(crate) use request::{BoxFacts, volume_name};
+pub(crate) use request::{BoxFacts, layer_name, volume_name};
 pub(crate) use volumes::layer as layer_attachment;

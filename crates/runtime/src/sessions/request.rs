@@ -1,5 +1,8 @@
 //! From a session's spec to the message for the agent.
 
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
 use a3s_box_core::SessionId;
 use a3s_box_core::image::Layer;
 use a3s_box_core::spec::{
@@ -7,6 +10,7 @@ use a3s_box_core::spec::{
     UserSpec,
 };
 use a3s_box_protocol::proto;
+use thiserror::Error;
 
 use crate::policy::capabilities::{self, UnknownCapability};
 use crate::policy::{limits, seccomp};
@@ -22,6 +26,9 @@ const COLUMNS: u32 = 80;
 /// know better may raise it.
 const NOFILE: (u64, u64) = (1024, 524_288);
 
+/// Enough for `chain-` and a digest.
+const LAYER_NAME_MAX: usize = 80;
+
 /// What of the box a session's message needs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BoxFacts {
@@ -36,11 +43,29 @@ impl BoxFacts {
     }
 }
 
-/// The name of a layer's file below `images/`: the hex digits of its diff id.
-pub(crate) fn layer_name(layer: &Layer) -> String {
-    let digits: String =
-        layer.diff_id.rsplit(':').next().unwrap_or("").chars().filter(char::is_ascii_hexdigit).collect();
-    format!("{digits}.erofs")
+/// A request that cannot be made of a session's spec.
+#[derive(Debug, Error)]
+pub(crate) enum RequestError {
+    #[error(transparent)]
+    Capability(#[from] UnknownCapability),
+    #[error(transparent)]
+    Layer(#[from] UnknownLayer),
+}
+
+/// A layer's file that is not named as the image store names its files.
+#[derive(Debug, Error)]
+#[error("the layer file {} is not named as the image store names files: pull the image again", .0.display())]
+pub(crate) struct UnknownLayer(PathBuf);
+
+/// The name of a layer's file below `images/`: that of the image store. A diff id would not do, because one
+/// that is right only above certain lower layers has several files.
+pub(crate) fn layer_name(layer: &Layer) -> Result<String, UnknownLayer> {
+    let plain = |stem: &&str| {
+        (1..=LAYER_NAME_MAX).contains(&stem.len())
+            && stem.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    let stem = layer.erofs.file_stem().and_then(OsStr::to_str).filter(plain);
+    stem.map(|stem| format!("{stem}.erofs")).ok_or_else(|| UnknownLayer(layer.erofs.clone()))
 }
 
 /// The name of the `index`-th mount's volume below `pod/`.
@@ -52,7 +77,7 @@ pub(crate) fn volume_name(session: &SessionId, index: usize) -> String {
 pub(crate) fn create(
     record: &SessionRecord,
     facts: &BoxFacts,
-) -> Result<proto::CreateSessionRequest, UnknownCapability> {
+) -> Result<proto::CreateSessionRequest, RequestError> {
     let spec = &record.spec;
     let (pid_mode, target_session_id) = match &spec.pid_namespace {
         PidNamespace::Session => (proto::PidMode::Session, String::new()),
@@ -62,7 +87,7 @@ pub(crate) fn create(
     Ok(proto::CreateSessionRequest {
         session_id: record.id.to_string(),
         rootfs: Some(proto::Rootfs {
-            layers: record.image.layers.iter().map(layer_name).collect(),
+            layers: record.image.layers.iter().map(layer_name).collect::<Result<_, _>>()?,
             readonly: spec.readonly_rootfs,
         }),
         mounts: spec.mounts.iter().enumerate().map(|(index, m)| mount(&record.id, index, m)).collect(),
@@ -263,10 +288,16 @@ mod tests {
         assert_eq!(merged.seccomp, SeccompSpec::RuntimeDefault, "the session's filter cannot be shaken off");
     }
 
+    /// They were named by their diff id, so one box could get another image's layer.
     #[test]
-    fn a_layers_name_is_made_of_hex_digits_only() {
-        let layer = |diff_id: &str| Layer { diff_id: diff_id.to_owned(), erofs: "/x".into() };
-        assert_eq!(layer_name(&layer("sha256:00ff")), "00ff.erofs");
-        assert_eq!(layer_name(&layer("sha256:../../etc")), "ec.erofs");
+    fn two_files_of_one_diff_id_have_two_names() {
+        let name =
+            |erofs: &str| layer_name(&Layer { diff_id: "sha256:00ff".to_owned(), erofs: erofs.into() }).ok();
+        assert_eq!(name("/images/erofs/00ff.erofs").as_deref(), Some("00ff.erofs"));
+        assert_eq!(name("/images/erofs/chain-0a.erofs").as_deref(), Some("chain-0a.erofs"));
+        let long = format!("/images/{}.erofs", "a".repeat(81));
+        for bad in ["/", "/images/..", "/images/.erofs", "/images/a b.erofs", "/images/A.erofs", &long] {
+            assert_eq!(name(bad), None, "{bad}");
+        }
     }
 }

@@ -15,13 +15,15 @@ use a3s_box_core::spec::{MountSource, MountSpec};
 use a3s_box_protocol::{SHARE_IMAGES, SHARE_VOLUMES};
 use a3s_box_vmm::Attachment;
 
-use super::request::{layer_name, volume_name};
+use super::request::{UnknownLayer, layer_name, volume_name};
 
 /// A host path that cannot be handed over.
 #[derive(Debug, Error)]
 pub(crate) enum VolumeError {
     #[error("the host path {} is not absolute", .0.display())]
     Relative(PathBuf),
+    #[error(transparent)]
+    Layer(#[from] UnknownLayer),
     #[error("could not {step} the host path {}: {source}", path.display())]
     Io {
         step: &'static str,
@@ -33,7 +35,7 @@ pub(crate) enum VolumeError {
 
 /// The attachment of a layer's EROFS file.
 pub(crate) async fn layer(layer: Layer) -> Result<Attachment, VolumeError> {
-    let target = format!("{SHARE_IMAGES}/{}", layer_name(&layer));
+    let target = format!("{SHARE_IMAGES}/{}", layer_name(&layer)?);
     let source = on_disk(layer.erofs, open).await?;
     Ok(Attachment { source, target, readonly: true, recursive_readonly: false, propagate: false })
 }
