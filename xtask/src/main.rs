@@ -4,6 +4,7 @@
 //! toolchain: they install the packages they lack, build what no package has (the guest kernel, the VMM's helpers)
 //! once into the user's cache folder, and the project's own binaries into `target/`. See docs/development.md.
 
+mod bench;
 mod cpio;
 mod debian;
 mod demo;
@@ -41,6 +42,8 @@ enum Command {
     Build(dist::Options),
     /// Bring a pod up in its own kernel over CRI, step by step, and take it down again without a trace.
     Demo(demo::Options),
+    /// Measure speed beside peers, as ratios in one run.
+    Bench(bench::Options),
     /// Check and test everything, end to end on both VMM backends.
     Test(test::Options),
     /// Run one command in the virtual KVM node, where /dev/kvm works even if this machine's does not.
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Node(options) => {
             packages::ensure(packages::Set::Test)?;

@@ -17,6 +17,8 @@ pub(crate) enum Set {
     Demo,
     /// And run the checks and the virtual KVM node.
     Test,
+    /// And run the peers that benchmarks compare with.
+    Bench,
 }
 
 /// Package, when it is first needed, and what for.
@@ -44,6 +46,9 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("erofs-utils", Set::Test, "fsck.erofs and dump.erofs check our EROFS writer"),
     ("kmod", Set::Test, "virtual KVM node: depmod"),
     ("g++", Set::Test, "fuzz targets: libFuzzer is C++"),
+    ("containerd", Set::Bench, "the runtime that pulls are compared with"),
+    ("skopeo", Set::Bench, "copies images for umoci"),
+    ("umoci", Set::Bench, "unpacks images, to compare with"),
 ];
 
 /// Installs what is missing for `set`; as an ordinary user it says what an administrator has to type.
@@ -135,9 +140,11 @@ mod tests {
 
     #[test]
     fn every_larger_set_contains_the_smaller_one() {
-        let (build, demo, test) = (names(Set::Build), names(Set::Demo), names(Set::Test));
+        let (build, demo, test, bench) =
+            (names(Set::Build), names(Set::Demo), names(Set::Test), names(Set::Bench));
         assert!(build.iter().all(|name| demo.contains(name)));
         assert!(demo.iter().all(|name| test.contains(name)));
-        assert_eq!(test.len(), PACKAGES.len());
+        assert!(test.iter().all(|name| bench.contains(name)));
+        assert_eq!(bench.len(), PACKAGES.len());
     }
 }

@@ -1,0 +1,92 @@
+//! Debian's containerd with its whole state in one folder.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use a3s_box_e2e::client::Client;
+use a3s_box_e2e::daemon::tail;
+use a3s_box_e2e::wait;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A running containerd; [`Containerd::stop`] is the way to end it.
+pub(crate) struct Containerd {
+    child: Child,
+}
+
+impl Containerd {
+    /// Starts one that reads `certs_dir` for its registries.
+    pub(crate) async fn start(folder: &Path, certs_dir: &Path) -> Result<(Self, Client)> {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let socket = folder.join("c.sock");
+        let config = folder.join("config.toml");
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {socket:?}\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = {:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {certs_dir:?}\n",
+            folder.join("root"),
+            folder.join("state"),
+            folder.join("opt"),
+            folder.join("cni"),
+        );
+        fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
+        let log = folder.join("log");
+        let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .spawn()
+            .context("starting containerd (Debian package containerd)")?;
+        let mut containerd = Self { child };
+        let process = &mut containerd.child;
+        let client = wait::until("containerd's first answer", LIMIT, move || {
+            let ended = process.try_wait();
+            let socket = socket.clone();
+            async move {
+                if let Some(status) = ended? {
+                    bail!("containerd ended with {status}");
+                }
+                let Ok(mut client) = Client::connect(&socket).await else { return Ok(None) };
+                Ok(client.version().await.is_ok().then_some(client))
+            }
+        })
+        .await
+        .with_context(|| format!("containerd's log:\n{}", tail(&log)))?;
+        Ok((containerd, client))
+    }
+
+    /// Asks it to end and waits for that.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).context("process ids are positive")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("asking containerd to stop")?;
+        let child = &mut self.child;
+        wait::until("containerd's end", LIMIT, move || {
+            let ended = child.try_wait();
+            async move { Ok(ended?) }
+        })
+        .await
+        .map(drop)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Already reaped after `stop`; otherwise a failure brought us here and only the end matters.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}

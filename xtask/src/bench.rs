@@ -1,0 +1,59 @@
+//! `cargo xtask bench`: builds everything, then hands over to the benchmark program. See docs/benchmarks.md.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::{dist, packages, paths, process, tools, ui};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Pulls from a loopback registry, beside containerd and skopeo with umoci.
+    Images(Measure),
+}
+
+#[derive(Args)]
+struct Measure {
+    /// Runs of every candidate per image.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Cargo profile of the host's binaries.
+    #[arg(long, default_value = "quick")]
+    profile: String,
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let What::Images(measure) = &options.what;
+    packages::ensure(packages::Set::Bench)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("containerd and the daemon mount file systems: run `cargo xtask bench` as root");
+    }
+    let layout = dist::build(&dist::Options { profile: measure.profile.clone(), out: None })?;
+    process::run(tools::cargo().args([
+        "build",
+        "--locked",
+        "--profile",
+        &measure.profile,
+        "--package",
+        "a3s-box-bench",
+    ]))
+    .context("building the benchmark")?;
+    ui::heading("bench");
+    let program = dist::profile_folder(&measure.profile).join("a3s-box-bench");
+    // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
+    let error = Command::new(&program)
+        .args(["images", "--rounds", &measure.rounds.to_string(), "--dist"])
+        .arg(layout)
+        .arg("--packages")
+        .arg(paths::cache()?.join("debs"))
+        .exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
+}
