@@ -26,8 +26,8 @@ const COLUMNS: u32 = 80;
 /// know better may raise it.
 const NOFILE: (u64, u64) = (1024, 524_288);
 
-/// Enough for `chain-` and a digest.
-const LAYER_NAME_MAX: usize = 80;
+/// Enough for `chain-` and the 128 digits of a SHA-512.
+const LAYER_NAME_MAX: usize = 140;
 
 /// What of the box a session's message needs.
 #[derive(Debug, Clone, Default)]
@@ -295,7 +295,7 @@ mod tests {
             |erofs: &str| layer_name(&Layer { diff_id: "sha256:00ff".to_owned(), erofs: erofs.into() }).ok();
         assert_eq!(name("/images/erofs/00ff.erofs").as_deref(), Some("00ff.erofs"));
         assert_eq!(name("/images/erofs/chain-0a.erofs").as_deref(), Some("chain-0a.erofs"));
-        let long = format!("/images/{}.erofs", "a".repeat(81));
+        let long = format!("/images/{}.erofs", "a".repeat(141));
         for bad in ["/", "/images/..", "/images/.erofs", "/images/a b.erofs", "/images/A.erofs", &long] {
             assert_eq!(name(bad), None, "{bad}");
         }
