@@ -23,7 +23,7 @@ use crate::manifest::{Config, Platform, parse_config};
 use crate::progress::PullProgress;
 use crate::record::{ImageRecord, LayerRecord};
 use crate::reference::Reference;
-use crate::store::{Files, Inner, blocking};
+use crate::store::{Files, Inner, Pins, blocking};
 
 use self::layer::{LayerJob, LayerReady};
 use self::source::{Found, LayerSource, Source};
@@ -68,6 +68,15 @@ async fn run(
 ) -> Result<ImageRecord, Failed> {
     let source = Source::open(&store, &reference, auth).await.map_err(at(Stage::Source))?;
     let found = source.find(&reference, &store.config.limits).await.map_err(at(Stage::Manifest))?;
+    if let Some((present, _pins)) = unchanged(&store, &found.manifest_digest).await? {
+        progress.resolved(present.layers.len(), 0);
+        for layer in found.layers.iter().filter_map(LayerSource::digest) {
+            progress.layer_started(layer, None);
+            progress.layer_finished(layer, true);
+        }
+        let record = renamed(&reference, present, found);
+        return blocking(move || store.record(record)).await.and_then(|done| done).map_err(at(Stage::Record));
+    }
     let limits = store.config.limits;
     let config_bytes = source.config(&found, limits.config_bytes).await.map_err(at(Stage::Config))?;
     let config =
@@ -89,6 +98,36 @@ async fn run(
     let layers = layers(&store, &source, jobs, &progress).await?;
     let record = record(&reference, id, config_bytes.len() as u64, config, found, layers);
     blocking(move || store.record(record)).await.and_then(|done| done).map_err(at(Stage::Record))
+}
+
+/// The image that this manifest gave at a former pull, when nothing of it is missing.
+async fn unchanged(store: &Arc<Inner>, manifest: &Digest) -> Result<Option<(ImageRecord, Pins)>, Failed> {
+    let (store, manifest) = (Arc::clone(store), manifest.clone());
+    blocking(move || store.whole(&manifest)).await.map_err(at(Stage::Manifest))
+}
+
+/// An image that is here already, under the names of this pull. The store adds the former ones.
+fn renamed(reference: &Reference, present: ImageRecord, found: Found) -> ImageRecord {
+    ImageRecord {
+        repo_tags: found.tags,
+        repo_digests: found.digests,
+        other_names: other_names(reference),
+        pulled_at: now(),
+        ..present
+    }
+}
+
+fn other_names(reference: &Reference) -> Vec<String> {
+    match reference {
+        Reference::Registry(_) => Vec::new(),
+        Reference::Local(local) => vec![local.to_string()],
+    }
+}
+
+/// In seconds of the Unix epoch.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// The work on each layer, lowest first.
@@ -160,16 +199,11 @@ fn record(
     found: Found,
     layers: Vec<LayerRecord>,
 ) -> ImageRecord {
-    let other_names = match reference {
-        Reference::Registry(_) => Vec::new(),
-        Reference::Local(local) => vec![local.to_string()],
-    };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     ImageRecord {
         id: id.to_string(),
         repo_tags: found.tags,
         repo_digests: found.digests,
-        other_names,
+        other_names: other_names(reference),
         manifest_digest: found.manifest_digest.to_string(),
         size: config_size + layers.iter().map(|layer| layer.size).sum::<u64>(),
         config: config.run,
@@ -178,6 +212,6 @@ fn record(
         created: config.created,
         annotations: found.annotations,
         pinned: false,
-        pulled_at: now.map_or(0, |now| now.as_secs()),
+        pulled_at: now(),
     }
 }

@@ -283,6 +283,15 @@ impl Inner {
         parsed.map(|_| None).map_err(ImageError::Reference)
     }
 
+    /// The image that was made of this manifest, if all of it is here. It may be removed meanwhile; its files
+    /// stay as long as the pins.
+    pub(crate) fn whole(self: &Arc<Self>, manifest: &Digest) -> Option<(ImageRecord, Pins)> {
+        let wanted = manifest.to_string();
+        let record = self.images().values().find(|record| record.manifest_digest == wanted)?.clone();
+        let pins = self.pin(files::keys(&record));
+        self.files.has_all(&record).then_some((record, pins))
+    }
+
     /// Commits a pulled image: its tags move here from other images, its former names stay.
     pub(crate) fn record(&self, mut new: ImageRecord) -> Result<ImageRecord, StoreError> {
         let _writer = locked(&self.committing);
@@ -335,11 +344,7 @@ impl Inner {
         let images = self.images();
         let mut kept: BTreeSet<String> = pins.keys().cloned().collect();
         for record in images.values() {
-            kept.extend(record.layers.iter().map(|layer| Files::erofs_key(&layer.file)));
-            let digests = [&record.id, &record.manifest_digest];
-            kept.extend(
-                digests.into_iter().filter_map(|digest| Some(Files::blob_key(&digest.parse().ok()?))),
-            );
+            kept.extend(files::keys(record));
         }
         self.files.remove_others(&kept)
     }

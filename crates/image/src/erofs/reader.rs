@@ -76,6 +76,8 @@ pub(crate) struct Reader<R> {
     metadata: u64,
     root: u64,
     pub(crate) inodes: u64,
+    /// The length of the whole image, as its superblock states it.
+    pub(crate) bytes: u64,
 }
 
 impl<R: ReadAt> Reader<R> {
@@ -96,6 +98,7 @@ impl<R: ReadAt> Reader<R> {
             metadata: u64::from(le32(&sb, 40)) * BLOCK,
             root: u64::from(le16(&sb, 14)),
             inodes: le64(&sb, 16),
+            bytes: u64::from(le32(&sb, 36)) * BLOCK,
         })
     }
 

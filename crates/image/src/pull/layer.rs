@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::lower::PendingLower;
 use super::source::{LayerSource, Source};
 use crate::digest::Digest;
-use crate::erofs::Reader;
+use crate::erofs::{Reader, ReaderError};
 use crate::error::{PullCause, Stage};
 use crate::layer::{Converted, Expected, build};
 use crate::manifest::ManifestError;
@@ -73,18 +73,19 @@ impl LayerJob {
         progress.layer_started(self.digest(), self.source.size());
         let existing = {
             let (files, names) = (self.store.files.clone(), self.file_names());
-            blocking(move || names.into_iter().find(|name| files.erofs(name).exists())).await?
+            blocking(move || names.into_iter().find_map(|name| sound(&files, name))).await?
         };
         let reused = existing.is_some();
-        let file = match existing {
-            Some(file) => file,
-            None => self.make(source, &progress).await?,
+        let (file, size, empty) = match existing {
+            Some(found) => found,
+            None => {
+                let file = self.make(source, &progress).await?;
+                let path = self.store.files.erofs(&file);
+                let (size, empty) = blocking(move || measure(&path)).await??;
+                (file, size, empty)
+            }
         };
         let path = self.store.files.erofs(&file);
-        let (size, empty) = {
-            let path = path.clone();
-            blocking(move || measure(path)).await??
-        };
         let digest = self.digest().to_string();
         progress.layer_finished(self.digest(), reused);
         self.ready.send_replace(Some(path));
@@ -180,12 +181,31 @@ impl LayerJob {
     }
 }
 
+/// The file of that name with what [`measure`] finds, if it is there and whole. One that is not is made anew
+/// under its name.
+fn sound(files: &Files, name: String) -> Option<(String, u64, bool)> {
+    let path = files.erofs(&name);
+    if !path.exists() {
+        return None;
+    }
+    match measure(&path) {
+        Ok((size, empty)) => Some((name, size, empty)),
+        Err(error) => {
+            tracing::warn!(file = %path.display(), %error, "a layer in the store is damaged; it is fetched again");
+            None
+        }
+    }
+}
+
 /// The length of an image and whether it brings nothing at all.
-fn measure(path: PathBuf) -> Result<(u64, bool), PullCause> {
-    let read = |source| StoreError::Io { operation: "read", path: path.clone(), source };
-    let file = File::open(&path).map_err(read)?;
+fn measure(path: &Path) -> Result<(u64, bool), PullCause> {
+    let read = |source| StoreError::Io { operation: "read", path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
     let size = file.metadata().map_err(read)?.len();
     let reader = Reader::open(file)?;
+    if reader.bytes != size {
+        return Err(ReaderError::Damaged("its length is not what its superblock says").into());
+    }
     // A root alone brings nothing, unless it hides what is below.
     let empty = reader.inodes == 1 && reader.xattrs(&reader.root()?)?.iter().next().is_none();
     Ok((size, empty))

@@ -113,10 +113,12 @@ impl Files {
         Ok(target)
     }
 
-    /// Stores a small blob under its digest.
+    /// Stores a small blob under its digest. A file that is there but holds other bytes is replaced.
     pub(crate) fn write_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         let key = Self::blob_key(digest);
-        if self.root.join(&key).exists() {
+        let path = self.root.join(&key);
+        let same_length = fs::metadata(&path).is_ok_and(|metadata| metadata.len() == bytes.len() as u64);
+        if same_length && fs::read(&path).is_ok_and(|present| present == bytes) {
             return Ok(());
         }
         let mut file = self.temporary()?;
@@ -124,11 +126,12 @@ impl Files {
         self.publish(file, &key).map(drop)
     }
 
-    /// Whether all files of a record are there with their sizes.
+    /// Whether all files of a record are there, the layers with their sizes.
     pub(super) fn has_all(&self, record: &ImageRecord) -> bool {
-        record.layers.iter().all(|layer| {
-            fs::metadata(self.erofs(&layer.file)).is_ok_and(|metadata| metadata.len() == layer.size)
-        })
+        keys(record).iter().all(|key| self.root.join(key).is_file())
+            && record.layers.iter().all(|layer| {
+                fs::metadata(self.erofs(&layer.file)).is_ok_and(|metadata| metadata.len() == layer.size)
+            })
     }
 
     /// Removes the files that are not among the keys.
@@ -165,6 +168,14 @@ impl Files {
         }
         Ok(usage)
     }
+}
+
+/// The files of a record: layers, config and manifest.
+pub(super) fn keys(record: &ImageRecord) -> Vec<String> {
+    let layers = record.layers.iter().map(|layer| Files::erofs_key(&layer.file));
+    let documents = [&record.id, &record.manifest_digest].into_iter();
+    let documents = documents.filter_map(|digest| Some(Files::blob_key(&digest.parse().ok()?)));
+    layers.chain(documents).collect()
 }
 
 fn remove_file(path: &Path) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 
 mod archives;
 mod common;
+mod damage;
 mod misbehaves;
 mod pulls;
 mod tls;
