@@ -5,6 +5,7 @@ use std::future::Future;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// What a client sends. Its end is the end of input; a client that vanishes is an end, too.
 pub type ClientInput = Box<dyn AsyncRead + Send + Unpin>;
@@ -26,6 +27,8 @@ pub struct ClientStreams {
     pub stderr: Option<ClientOutput>,
     /// Window sizes as they change; closed when there are no more. Without a terminal nothing comes.
     pub resizes: mpsc::Receiver<TerminalSize>,
+    /// Cancelled once the client is gone.
+    pub gone: CancellationToken,
 }
 
 /// A terminal's window, in characters. As a client sent it: 0 and 65535 are possible.

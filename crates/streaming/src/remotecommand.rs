@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::{
     AttachRequest, Backend, BackendError, ClientInput, ClientOutput, ClientStreams, ExecRequest,
@@ -98,7 +99,7 @@ pub(crate) async fn over_spdy<B: Backend>(
     incoming: Incoming,
     limits: Limits,
 ) {
-    let collecting = collect(&call, version, incoming);
+    let collecting = collect(&call, version, incoming, connection.gone());
     let client = tokio::select! {
         client = tokio::time::timeout(limits.creation, collecting) => client.ok().flatten(),
         () = connection.closed() => None,
@@ -123,7 +124,12 @@ pub(crate) struct Limits {
 }
 
 /// Waits for the streams that the call needs. What else is opened is reset.
-async fn collect(call: &Call, version: u8, mut incoming: Incoming) -> Option<Client> {
+async fn collect(
+    call: &Call,
+    version: u8,
+    mut incoming: Incoming,
+    gone: CancellationToken,
+) -> Option<Client> {
     let (wanted, tty) = (call.wanted(), call.tty());
     let needs_resize = tty && version >= 3;
     let (mut stdin, mut stdout, mut stderr, mut error, mut resize) = (None, None, None, None, None);
@@ -158,6 +164,7 @@ async fn collect(call: &Call, version: u8, mut incoming: Incoming) -> Option<Cli
             stdout: output(stdout),
             stderr: output(stderr),
             resizes: resizes(resize.map(|(reader, _)| reader)),
+            gone,
         },
         error: error?.1,
         form: StatusForm::of(version),
@@ -194,6 +201,7 @@ pub(crate) async fn over_websocket<B: Backend>(
             stdout: output(wanted.stdout, STDOUT),
             stderr: output(wanted.stderr, STDERR),
             resizes: resizes(readers.remove(&RESIZE)),
+            gone: connection.gone(),
         },
         error: connection.writer(ERROR),
         form: StatusForm::of(protocol.version),

@@ -108,6 +108,11 @@ impl Connection {
         self.shared.stream(id, Vec::new())
     }
 
+    /// Cancelled once the connection is over.
+    pub fn gone(&self) -> CancellationToken {
+        self.shared.over.clone()
+    }
+
     /// Answers once the connection is over: the other side closed it, broke it, or sent what is not SPDY.
     pub async fn closed(&self) {
         self.shared.over.cancelled().await;

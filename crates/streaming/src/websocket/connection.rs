@@ -88,6 +88,11 @@ impl Connection {
         self.packets.send(Packet::Data { tag: u32::from(channel), bytes: Bytes::new() }).await.ok();
     }
 
+    /// Cancelled once the client is gone.
+    pub(crate) fn gone(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
     /// Answers once the client is gone.
     pub(crate) async fn closed(&self) {
         self.over.cancelled().await;
