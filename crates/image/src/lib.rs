@@ -59,5 +59,5 @@ pub use self::{
     progress::PullProgress,
     record::{ImageRecord, LayerRecord},
     registry::RegistryError,
-    store::{ImageStore, StoreError, Usage},
+    store::{Damage, ImageStore, Problem, RepairError, StoreError, Usage, Verified},
 };

@@ -46,8 +46,9 @@ pub(crate) async fn pull(
     let name = reference.to_string();
     tracing::info!(image = %name, "pulling");
     let begun = std::time::Instant::now();
-    match run(store, reference, auth, progress).await {
+    match run(Arc::clone(&store), reference, auth, progress).await {
         Ok(record) => {
+            store.measure_later(&record);
             let took = begun.elapsed().as_millis();
             tracing::info!(image = %name, id = %record.id, layers = record.layers.len(), ms = took, "pulled");
             Ok(record)

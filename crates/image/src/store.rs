@@ -14,6 +14,7 @@
 //! file, and it can be checked and made again only from the registry anyway.
 
 mod files;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -33,6 +34,8 @@ use crate::record::ImageRecord;
 use crate::reference::Reference;
 
 pub(crate) use self::files::Files;
+use self::verify::Measured;
+pub use self::verify::{Damage, Problem, RepairError, Verified};
 
 /// Image records by id.
 const IMAGES: Table = Table("images");
@@ -53,6 +56,10 @@ pub(crate) struct Inner {
     committing: Mutex<()>,
     /// Files that pulls under way rely on, with how many do: not to be collected.
     pins: Mutex<HashMap<String, usize>>,
+    /// What is known of layers' files, by name.
+    measured: Mutex<BTreeMap<String, Measured>>,
+    /// Those at it.
+    measuring: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Layers being made, by chain id: a second pull of one waits for the first.
     flights: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     /// The lock of the directory, held while open.
@@ -130,11 +137,14 @@ impl ImageStore {
             images: RwLock::default(),
             committing: Mutex::default(),
             pins: Mutex::default(),
+            measured: Mutex::default(),
+            measuring: Mutex::default(),
             flights: Mutex::default(),
             _lock: lock,
         };
         inner.files.empty_tmp().map_err(ImageError::Store)?;
         inner.load().map_err(ImageError::Store)?;
+        inner.load_measured().map_err(ImageError::Store)?;
         inner.sweep().map_err(ImageError::Store)?;
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -346,7 +356,8 @@ impl Inner {
         for record in images.values() {
             kept.extend(files::keys(record));
         }
-        self.files.remove_others(&kept)
+        self.files.remove_others(&kept)?;
+        self.forget_missing()
     }
 
     /// Keeps files from being collected until the guard is dropped.

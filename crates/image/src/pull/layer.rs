@@ -174,8 +174,8 @@ impl LayerJob {
     async fn publish(&self, temporary: NamedTempFile, converted: Converted) -> Result<String, PullCause> {
         let [own, chained] = self.file_names();
         let name = if converted.depends_on_lower { chained } else { own };
-        let (files, key) = (self.store.files.clone(), Files::erofs_key(&name));
-        blocking(move || files.publish(temporary, &key)).await??;
+        let (store, file) = (Arc::clone(&self.store), name.clone());
+        blocking(move || store.publish_layer(temporary, &file)).await??;
         tracing::debug!(layer = %self.digest(), bytes = converted.bytes, inodes = converted.inodes, "layer converted");
         Ok(name)
     }

@@ -13,13 +13,19 @@ use super::{StoreError, Usage};
 use crate::digest::{Algorithm, Digest};
 use crate::record::ImageRecord;
 
+/// Where layers lie, as their keys begin.
+pub(super) const EROFS: &str = "erofs/";
+
 /// The directories of the store.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     root: PathBuf,
 }
 
-fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+pub(super) fn failed<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { operation, path: path.to_owned(), source }
 }
 
@@ -55,7 +61,7 @@ impl Files {
 
     /// How pins name an EROFS file: its path below the root, as of every file.
     pub(crate) fn erofs_key(file: &str) -> String {
-        format!("erofs/{file}")
+        format!("{EROFS}{file}")
     }
 
     pub(crate) fn blob_key(digest: &Digest) -> String {
@@ -134,6 +140,17 @@ impl Files {
             })
     }
 
+    /// The names of all layers' files, whether an image needs them or not.
+    pub(super) fn layers(&self) -> Result<Vec<String>, StoreError> {
+        let directory = self.root.join(EROFS);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+            let entry = entry.map_err(failed("read", &directory))?;
+            names.extend(entry.file_name().into_string().ok());
+        }
+        Ok(names)
+    }
+
     /// Removes the files that are not among the keys.
     pub(super) fn remove_others(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
         for directory in self.directories() {
@@ -178,7 +195,7 @@ pub(super) fn keys(record: &ImageRecord) -> Vec<String> {
     layers.chain(documents).collect()
 }
 
-fn remove_file(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         Ok(()) | Err(_) => Ok(()),

@@ -26,6 +26,12 @@ pub(crate) struct Memory {
     pub(crate) fail_commits: std::sync::atomic::AtomicBool,
 }
 
+impl Memory {
+    pub(crate) fn forget_table(&self, table: &str) {
+        self.records.lock().unwrap().retain(|(name, _), _| *name != table);
+    }
+}
+
 impl Storage for Memory {
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
         Ok(self.records.lock().unwrap().get(&(table.0, key.to_owned())).cloned())

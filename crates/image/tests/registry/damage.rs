@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Fixture, Image, Layer, Registry, noise, tar};
-use a3s_box_image::ImageRecord;
+use crate::common::{Fixture, Image, Layer, Registry, config, noise, tar};
+use a3s_box_image::{ErrorKind, ImageRecord, ImageStore, Problem, RepairError};
 
 pub(crate) fn two_layers() -> Image {
     Image::new(&[
@@ -73,4 +73,81 @@ async fn a_config_with_other_bytes_in_the_store_is_written_again() {
         fixture.store.pull(&reference, None, None).await.unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), good);
     }
+}
+
+#[tokio::test]
+async fn verification_finds_a_changed_byte_in_every_file_and_repair_brings_it_back() {
+    let (registry, fixture) = (Registry::good().await, Fixture::new());
+    let reference = registry.put("x", "1", &two_layers());
+    let record = fixture.store.pull(&reference, None, None).await.unwrap();
+    fixture.store.settle().await;
+    let verified = fixture.store.verify().await.unwrap();
+    assert_eq!((verified.good, verified.unmeasured.len(), verified.damaged.len()), (4, 0, 0));
+
+    let documents = fixture.images().join("blobs/sha256");
+    let files = [
+        layer_file(&fixture, &record, 0),
+        layer_file(&fixture, &record, 1),
+        documents.join(&record.id[7..]),
+        documents.join(&record.manifest_digest[7..]),
+    ];
+    for file in &files {
+        let good = std::fs::read(file).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        overwrite(file, &bad);
+        let verified = fixture.store.verify().await.unwrap();
+        assert_eq!((verified.good, verified.damaged.len()), (3, 1));
+        assert!(file.ends_with(&verified.damaged[0].file));
+        assert!(matches!(verified.damaged[0].problem, Problem::Content { .. }));
+        assert!(verified.damaged[0].images.contains(&record.id));
+
+        assert!(fixture.store.repair(&verified).await.unwrap().is_empty());
+        assert!(std::fs::read(file).unwrap() == good);
+        let verified = fixture.store.verify().await.unwrap();
+        assert_eq!((verified.good, verified.unmeasured.len(), verified.damaged.len()), (4, 0, 0));
+    }
+
+    overwrite(&files[0], b"short");
+    std::fs::remove_file(&files[1]).unwrap();
+    let verified = fixture.store.verify().await.unwrap();
+    let problem = |file: &Path| {
+        let damage = verified.damaged.iter().find(|damage| file.ends_with(&damage.file));
+        damage.unwrap().problem.to_string()
+    };
+    assert_eq!(problem(&files[0]), format!("it has 5 bytes instead of {}", record.layers[0].size));
+    assert_eq!(problem(&files[1]), "it is missing");
+    assert!(fixture.store.repair(&verified).await.unwrap().is_empty());
+    assert_eq!(fixture.store.verify().await.unwrap().good, 4);
+}
+
+#[tokio::test]
+async fn repair_says_of_which_image_the_source_is_gone() {
+    let (registry, fixture) = (Registry::good().await, Fixture::new());
+    let record = fixture.store.pull(&registry.put("x", "1", &two_layers()), None, None).await.unwrap();
+    fixture.store.settle().await;
+    drop(registry);
+    overwrite(&layer_file(&fixture, &record, 0), b"");
+    let verified = fixture.store.verify().await.unwrap();
+    let failed = fixture.store.repair(&verified).await.unwrap();
+    let [(image, RepairError::Pull(error))] = failed.as_slice() else { panic!("{failed:?}") };
+    assert_eq!((&image.id, error.kind()), (&record.id, ErrorKind::Unavailable));
+    assert!(!layer_file(&fixture, &record, 0).exists(), "bad bytes are never served");
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_measured_is_not_called_good() {
+    let (registry, fixture) = (Registry::good().await, Fixture::new());
+    let record = fixture.store.pull(&registry.put("x", "1", &two_layers()), None, None).await.unwrap();
+    fixture.store.settle().await;
+    fixture.storage.forget_table("image-files");
+    let Fixture { directory, storage, store } = fixture;
+    drop(store);
+    let store = ImageStore::open(config(directory.path()), storage).unwrap();
+    let verified = store.verify().await.unwrap();
+    let named = |file: &String| record.layers.iter().any(|layer| file.ends_with(&layer.file));
+    assert!(verified.unmeasured.len() == 2 && verified.unmeasured.iter().all(named), "{verified:?}");
+    assert_eq!((verified.good, verified.damaged.len()), (2, 0));
+    assert_eq!(store.verify().await.unwrap().good, 4, "the first verification measured them");
 }

@@ -179,6 +179,7 @@ async fn records_and_files_survive_a_restart_and_orphans_do_not() {
     let (registry, fixture) = (Registry::good().await, Fixture::new());
     let reference = registry.put("x", "1", &simple_image());
     let record = fixture.store.pull(&reference, None, None).await.unwrap();
+    fixture.store.settle().await;
     let Fixture { directory, storage, store } = fixture;
     let locked = ImageStore::open(config(directory.path()), storage.clone()).err().unwrap();
     assert!(locked.to_string().contains("another process"), "{locked}");
