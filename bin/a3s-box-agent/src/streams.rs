@@ -1,12 +1,16 @@
-//! Stdio streams: one connection each. See `StreamOpen` in agent.proto.
+//! Streams: one connection each, for a process's stdio or to a port of the pod. See `StreamOpen` in agent.proto.
 
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use a3s_box_protocol::chunks;
 use a3s_box_protocol::framing::{FramingError, read_message, write_message};
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{StreamAccept, StreamOpen};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use crate::session::SessionError;
 use crate::session::table::Table;
@@ -39,6 +43,18 @@ pub enum StreamError {
     /// A number that is no kind.
     #[error("{0} is no kind of stream")]
     Kind(i32),
+    /// Zero, or beyond 65535.
+    #[error("{0} is not a port")]
+    Port(u32),
+    /// Nobody listens on either loopback address.
+    #[error("port {port}: {source}")]
+    Connect {
+        /// As asked for.
+        port: u16,
+        /// Of the last address.
+        #[source]
+        source: io::Error,
+    },
     /// An offset that was never sent.
     #[error(transparent)]
     Offset(#[from] BeyondEnd),
@@ -47,6 +63,7 @@ pub enum StreamError {
 enum Stream {
     Input { input: Arc<Input>, keep_open: bool },
     Output(Connection),
+    Tcp(TcpStream),
 }
 
 /// Serves one connection to its end.
@@ -58,16 +75,17 @@ pub async fn serve(
     let Ok(open) = tokio::time::timeout(PATIENCE, read_message::<StreamOpen>(&mut from_host)).await else {
         return Ok(());
     };
-    match find(table, &open?) {
+    match find(table, &open?).await {
         Ok(stream) => {
             let offset = match &stream {
-                Stream::Input { .. } => 0,
+                Stream::Input { .. } | Stream::Tcp(_) => 0,
                 Stream::Output(connection) => connection.offset(),
             };
             write_message(&mut to_host, &StreamAccept { error: String::new(), offset }).await?;
             match stream {
                 Stream::Input { input, keep_open } => input.copy_from(&mut from_host, keep_open).await?,
                 Stream::Output(connection) => connection.run(&mut from_host, &mut to_host).await?,
+                Stream::Tcp(tcp) => relay(tcp, &mut from_host, &mut to_host).await?,
             }
         }
         Err(error) => {
@@ -77,8 +95,37 @@ pub async fn serve(
     Ok(())
 }
 
-fn find(table: &Table, open: &StreamOpen) -> Result<Stream, StreamError> {
+/// Each direction ends by itself; one that breaks ends both.
+async fn relay(
+    mut tcp: TcpStream,
+    from_host: &mut (impl AsyncRead + Unpin),
+    to_host: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let (mut from_port, mut to_port) = tcp.split();
+    tokio::try_join!(chunks::unpack(from_host, &mut to_port), chunks::pack(&mut from_port, to_host))?;
+    Ok(())
+}
+
+/// The agent lives in the pod's network namespace.
+async fn connect(port: u32) -> Result<TcpStream, StreamError> {
+    let port = u16::try_from(port).ok().filter(|port| *port > 0).ok_or(StreamError::Port(port))?;
+    let dial = async {
+        match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
+            Ok(stream) => Ok(stream),
+            // What is said of IPv4 is what people expect to read.
+            Err(source) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.map_err(|_| source),
+        }
+    };
+    let limited = tokio::time::timeout(PATIENCE, dial).await;
+    let connected = limited.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    connected.map_err(|source| StreamError::Connect { port, source })
+}
+
+async fn find(table: &Table, open: &StreamOpen) -> Result<Stream, StreamError> {
     let kind = Kind::try_from(open.kind).map_err(|_| StreamError::Kind(open.kind))?;
+    if kind == Kind::Tcp {
+        return connect(open.port).await.map(Stream::Tcp);
+    }
     if open.exec_id.is_empty() {
         return pick(&table.session(&open.session_id)?.live()?.stdio, kind, open);
     }
@@ -98,7 +145,7 @@ fn pick(stdio: &Stdio, kind: Kind, open: &StreamOpen) -> Result<Stream, StreamEr
             let input = stdio.input().cloned().ok_or(StreamError::Absent(kind))?;
             Ok(Stream::Input { input, keep_open: open.keep_open })
         }
-        Kind::Stdout | Kind::Stderr => {
+        Kind::Stdout | Kind::Stderr | Kind::Tcp => {
             let output = stdio.output(kind).ok_or(StreamError::Absent(kind))?;
             Ok(Stream::Output(output.attach(open.offset)?))
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use a3s_box_cri::convert::resources::SizePolicy;
 use a3s_box_cri::{CgroupDriver, Condition, CriSettings};
 use a3s_box_host::{Config, Host, config};
+use a3s_box_streaming::ServerConfig;
 use serde_json::json;
 
 /// The settings of the services.
@@ -23,6 +24,12 @@ pub(crate) fn settings(host: &Host) -> CriSettings {
         scratch_dir: config.root.join("boxes"),
         info: info(host),
     }
+}
+
+/// Where clients of exec, attach and port-forward come in.
+pub(crate) fn streaming(config: &Config) -> ServerConfig {
+    let config::StreamingConfig { address, idle_timeout, creation_timeout } = config.streaming;
+    ServerConfig { address, idle_timeout, creation_timeout }
 }
 
 fn node_cpus() -> u8 {

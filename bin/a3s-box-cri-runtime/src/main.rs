@@ -9,12 +9,15 @@ mod stop;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_box_cri::{CriService, server};
+use a3s_box_cri::{Containers, CriService, server};
 use a3s_box_host::{Config, ConfigFlags, Host, make_private_dir};
+use a3s_box_streaming::Server;
 use clap::Parser;
 use sd_notify::NotifyState;
+use tokio_util::sync::CancellationToken;
 
 /// Calls that are under way when the daemon is asked to stop get this long. Kubelet repeats the rest.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -74,7 +77,12 @@ async fn serve(
     stop: &mut stop::Signals,
     socket: &Path,
 ) -> anyhow::Result<()> {
-    let service = CriService::new(host.boxes.clone(), host.images.clone(), compose::settings(&host));
+    let streaming = Server::bind(&compose::streaming(&host.config)).await?;
+    let streams = streaming.urls();
+    let service = CriService::new(host.boxes.clone(), host.images.clone(), streams, compose::settings(&host));
+    let stop_streaming = CancellationToken::new();
+    let containers = Arc::new(Containers::new(host.boxes.clone()));
+    let streaming = tokio::spawn(streaming.serve(containers, stop_streaming.clone()));
     let (ask, asked) = tokio::sync::oneshot::channel::<()>();
     let serving = server::serve(listener, service, async {
         // A dropped sender means the same.
@@ -100,6 +108,10 @@ async fn serve(
             }
         }
     };
+    stop_streaming.cancel();
+    if let Err(error) = streaming.await {
+        tracing::error!(%error, "the streaming server failed");
+    }
     host.boxes.shutdown().await;
     Ok(served?)
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::Layer;
+
 /// Kubernetes' identity of a pod sandbox. Two live boxes never share one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodIdentity {
@@ -251,6 +253,27 @@ pub enum MountSource {
         /// Limit in bytes; 0 means half of the guest's memory.
         size: u64,
     },
+    /// The files of an image, never to be written.
+    Image {
+        /// The client's words for the image.
+        reference: String,
+        /// What they led to.
+        id: String,
+        /// Its layers, lowest first.
+        layers: Vec<Layer>,
+        /// What of it is mounted, relative to its root; empty means all.
+        sub_path: String,
+    },
+}
+
+impl MountSource {
+    /// The layers of the image that is mounted, if it is one.
+    pub fn layers(&self) -> &[Layer] {
+        match self {
+            Self::Image { layers, .. } => layers,
+            Self::Host { .. } | Self::Tmpfs { .. } => &[],
+        }
+    }
 }
 
 /// Limits of a session inside its box; `None` means no limit. Kernel meanings of cgroup v1 as CRI

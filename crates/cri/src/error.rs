@@ -2,6 +2,7 @@
 
 use a3s_box_image::{ErrorKind as ImageErrorKind, ImageError};
 use a3s_box_runtime::{ErrorKind as RuntimeErrorKind, RuntimeError};
+use a3s_box_streaming::TokenError;
 use thiserror::Error;
 use tonic::{Code, Status};
 
@@ -22,6 +23,15 @@ pub enum CriError {
     /// The image store failed.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image of a volume is of no use.
+    #[error("{field}: {source}")]
+    VolumeImage {
+        /// Which of the request's fields names it.
+        field: String,
+        /// Why not.
+        #[source]
+        source: ImageError,
+    },
     /// The space used by a folder could not be measured.
     #[error("measuring {path} failed: {source}; check that the folder exists and is readable")]
     Measure {
@@ -31,6 +41,17 @@ pub enum CriError {
         #[source]
         source: std::io::Error,
     },
+    /// The object is not in a state in which clients can be connected to it.
+    #[error("{object} cannot be streamed to or from: {reason}")]
+    NotRunning {
+        /// `container ID` or `pod sandbox ID`.
+        object: String,
+        /// A clause that follows "because".
+        reason: &'static str,
+    },
+    /// No URL for a streaming client.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// A call of the interface that this version does not have.
     #[error("{rpc} is not implemented by this version of a3s-box")]
     Unimplemented {
@@ -46,8 +67,11 @@ impl CriError {
         match self {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::Runtime(error) => runtime_code(error.kind),
-            Self::Image(error) => image_code(error.kind()),
+            Self::Image(error) | Self::VolumeImage { source: error, .. } => image_code(error.kind()),
             Self::Measure { .. } => Code::Internal,
+            Self::NotRunning { .. } => Code::FailedPrecondition,
+            Self::Token(TokenError::TooMany) => Code::ResourceExhausted,
+            Self::Token(TokenError::NoRandom) => Code::Internal,
             Self::Unimplemented { .. } => Code::Unimplemented,
         }
     }
@@ -151,6 +175,11 @@ mod tests {
         }
         let missing = CriError::from(ImageError::NoSuchImage { name: "x".to_owned() });
         assert_eq!(missing.code(), Code::NotFound);
+        let field = "config.mounts[3].image".to_owned();
+        let source = ImageError::NoSuchImage { name: "model:1".to_owned() };
+        let volume = Status::from(CriError::VolumeImage { field, source });
+        assert_eq!(volume.code(), Code::NotFound);
+        assert!(volume.message().contains("mounts[3].image") && volume.message().contains("model:1"));
     }
 
     #[test]

@@ -28,6 +28,8 @@ mod service;
 mod settings;
 mod stats;
 mod status;
+mod streaming;
 
 pub use service::CriService;
 pub use settings::{CgroupDriver, Condition, CriSettings};
+pub use streaming::Containers;

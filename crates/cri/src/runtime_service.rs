@@ -157,19 +157,19 @@ impl RuntimeService for CriService {
         answer("ExecSync", self.exec_sync(request.into_inner())).await
     }
 
-    async fn exec(&self, _request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        unimplemented("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        answer("Exec", self.exec_url(request.into_inner())).await
     }
 
-    async fn attach(&self, _request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        unimplemented("Attach")
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        answer("Attach", self.attach_url(request.into_inner())).await
     }
 
     async fn port_forward(
         &self,
-        _request: Request<PortForwardRequest>,
+        request: Request<PortForwardRequest>,
     ) -> Result<Response<PortForwardResponse>, Status> {
-        unimplemented("PortForward")
+        answer("PortForward", self.port_forward_url(request.into_inner())).await
     }
 
     async fn container_stats(

@@ -7,6 +7,7 @@ use std::time::Instant;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_image::ImageStore;
 use a3s_box_runtime::BoxManager;
+use a3s_box_streaming::Urls;
 use tonic::{Response, Status};
 
 use crate::convert::{InvalidRequest, non_empty};
@@ -18,13 +19,14 @@ use crate::settings::CriSettings;
 pub struct CriService {
     pub(crate) boxes: BoxManager,
     pub(crate) images: ImageStore,
+    pub(crate) streams: Urls,
     pub(crate) settings: Arc<CriSettings>,
 }
 
 impl CriService {
-    /// The services over a runtime and an image store.
-    pub fn new(boxes: BoxManager, images: ImageStore, settings: CriSettings) -> Self {
-        Self { boxes, images, settings: Arc::new(settings) }
+    /// The services over a runtime, an image store and a streaming server.
+    pub fn new(boxes: BoxManager, images: ImageStore, streams: Urls, settings: CriSettings) -> Self {
+        Self { boxes, images, streams, settings: Arc::new(settings) }
     }
 
     /// The box a client means. An empty text is no prefix of anything.

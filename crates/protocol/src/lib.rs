@@ -3,6 +3,7 @@
 //! `proto/agent.proto` is the contract; this crate adds what protobuf does not say: port
 //! numbers and how single messages are framed on a raw vsock connection.
 
+pub mod chunks;
 pub mod framing;
 
 /// Messages and the `Agent` service, generated from `proto/agent.proto`.
@@ -12,7 +13,7 @@ pub mod proto {
 }
 
 /// The protocol number of this build. See "Evolution" in `agent.proto`.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The guest's vsock context id on every backend.
 pub const GUEST_CID: u32 = 3;

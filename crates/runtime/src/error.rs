@@ -52,6 +52,8 @@ pub enum FailedStage {
     Start,
     /// Executing a further process.
     Exec,
+    /// Connecting to a port of the pod.
+    PortForward,
     /// Ending a session or box.
     Stop,
     /// Removing what is left.
@@ -78,6 +80,7 @@ impl FailedStage {
             Self::Create => "create",
             Self::Start => "start",
             Self::Exec => "exec",
+            Self::PortForward => "port-forward",
             Self::Stop => "stop",
             Self::Remove => "remove",
             Self::Log => "log",

@@ -23,6 +23,7 @@ mod log;
 mod manager;
 pub mod network;
 mod policy;
+mod port;
 mod records;
 mod recovery;
 mod registry;
@@ -40,6 +41,6 @@ pub use api::{
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;
 pub use error::{ErrorKind, FailedStage, ProgramFault, RuntimeError};
-pub use execution::{ByteStream, Execution, ExitCode, PortStream};
+pub use execution::{ByteStream, ExecTerminal, Execution, ExitCode, PortStream};
 pub use manager::BoxManager;
 pub use network::{NetworkSetting, PodNetworks};

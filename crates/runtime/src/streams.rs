@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use a3s_box_protocol::framing::{FramingError, read_message, write_message};
@@ -18,8 +19,8 @@ use a3s_box_vmm::error::ConnectError;
 use crate::attached::StreamReader;
 use crate::text::{MESSAGE_LIMIT, printable};
 
-/// The longest until a stream is accepted.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// The longest until a stream is accepted. The guest itself gives up dialling a port of the pod after 10 s.
+const OPEN_LIMIT: Duration = Duration::from_secs(12);
 
 /// A stream that could not be opened.
 #[derive(Debug, Error)]
@@ -43,21 +44,45 @@ pub(crate) struct StreamName {
     pub(crate) kind: Kind,
 }
 
-/// Opens a stream; the answer is the connection and the offset of the first byte on it.
-pub(crate) async fn open(
+impl StreamName {
+    fn open(&self) -> StreamOpen {
+        StreamOpen {
+            session_id: self.session_id.clone(),
+            exec_id: self.exec_id.clone(),
+            kind: self.kind.into(),
+            ..StreamOpen::default()
+        }
+    }
+}
+
+/// Opens an output; the answer is the connection and the offset of the first byte on it.
+async fn open(
     machine: &dyn Machine,
     name: &StreamName,
     offset: u64,
 ) -> Result<(UnixStream, u64), StreamError> {
+    handshake(machine, StreamOpen { offset, ..name.open() }).await
+}
+
+/// Opens a process's input. With `keep_open` the end of this stream is not the end of the input.
+pub(crate) async fn open_input(
+    machine: &dyn Machine,
+    name: &StreamName,
+    keep_open: bool,
+) -> Result<UnixStream, StreamError> {
+    let open = StreamOpen { keep_open, ..name.open() };
+    handshake(machine, open).await.map(|(stream, _)| stream)
+}
+
+/// Opens a connection to a port of the pod; what follows is in [`a3s_box_protocol::chunks`].
+pub(crate) async fn open_port(machine: &dyn Machine, port: u16) -> Result<UnixStream, StreamError> {
+    let open = StreamOpen { kind: Kind::Tcp.into(), port: port.into(), ..StreamOpen::default() };
+    handshake(machine, open).await.map(|(stream, _)| stream)
+}
+
+async fn handshake(machine: &dyn Machine, open: StreamOpen) -> Result<(UnixStream, u64), StreamError> {
     let handshake = async {
         let mut stream = machine.connect(STREAM_PORT).await?;
-        let open = StreamOpen {
-            session_id: name.session_id.clone(),
-            exec_id: name.exec_id.clone(),
-            kind: name.kind.into(),
-            offset,
-            keep_open: false,
-        };
         write_message(&mut stream, &open).await?;
         let accept: StreamAccept = read_message(&mut stream).await?;
         if accept.error.is_empty() {
@@ -109,11 +134,87 @@ impl Output {
     }
 }
 
-/// Passes an output on to a reader in this process; what the reader's buffer has taken is acknowledged.
+/// What is known of the end of an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The process lives.
+    Open,
+    /// The process has ended, and its output had so many bytes if the agent says so. Not every backend passes on
+    /// the end of a stream before both sides have closed it.
+    Ended(Option<u64>),
+}
+
+/// The longest silence after which an output counts as ended although its process's agent did not tell its length.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// The same where the agent said that there is more: it lies, or is very slow.
+const MISSING_LIMIT: Duration = Duration::from_secs(30);
+
+impl End {
+    /// How much may still come after `offset`.
+    fn left(self, offset: u64) -> u64 {
+        match self {
+            Self::Ended(Some(total)) => total.saturating_sub(offset),
+            Self::Open | Self::Ended(None) => u64::MAX,
+        }
+    }
+
+    async fn silence(self) {
+        match self {
+            Self::Open => std::future::pending().await,
+            Self::Ended(None) => tokio::time::sleep(DRAIN_LIMIT).await,
+            Self::Ended(Some(_)) => tokio::time::sleep(MISSING_LIMIT).await,
+        }
+    }
+}
+
+/// An output that is read to its end, wherever that is learned from.
+pub(crate) struct Reading {
+    output: Output,
+    offset: u64,
+    buffer: Vec<u8>,
+    end: watch::Receiver<End>,
+}
+
+impl Reading {
+    pub(crate) fn new((output, offset): (Output, u64), end: watch::Receiver<End>) -> Self {
+        Self { output, offset, buffer: Vec::with_capacity(64 * 1024), end }
+    }
+
+    /// The next bytes; those before them are acknowledged. `None`: that was all.
+    async fn next(&mut self) -> Option<&[u8]> {
+        self.buffer.clear();
+        self.output.acknowledge(self.offset);
+        let mut told = true;
+        loop {
+            let end = *self.end.borrow_and_update();
+            let left = end.left(self.offset);
+            if left == 0 {
+                return None;
+            }
+            // Bytes that are there come before the news of the end.
+            tokio::select! {
+                biased;
+                read = self.output.read(&mut self.buffer) => {
+                    let count = read.ok().filter(|count| *count > 0)? as u64;
+                    let count = count.min(left);
+                    self.buffer.truncate(count as usize);
+                    self.offset += count;
+                    return Some(&self.buffer);
+                }
+                // Without a teller only the connection can say it.
+                changed = self.end.changed(), if told => told = changed.is_ok(),
+                () = end.silence() => return None,
+            }
+        }
+    }
+}
+
+/// Passes an output on to a reader in this process; what the reader's buffer has taken is acknowledged. The reader's
+/// going breaks the connection.
 pub(crate) fn pump(mut output: Output, first: u64, tasks: &TaskTracker) -> StreamReader {
-    let (reader, writer) = tokio::io::simplex(MAX_UNACKNOWLEDGED);
+    let (reader, mut writer) = tokio::io::duplex(MAX_UNACKNOWLEDGED);
     tasks.spawn(async move {
-        let mut writer: WriteHalf<_> = writer;
         let mut offset = first;
         let mut buffer = Vec::with_capacity(64 * 1024);
         while let Ok(count @ 1..) = output.read(&mut buffer).await {
@@ -124,10 +225,19 @@ pub(crate) fn pump(mut output: Output, first: u64, tasks: &TaskTracker) -> Strea
             output.acknowledge(offset);
             buffer.clear();
         }
-        // The reader sees the end; an error cannot matter any more.
-        writer.shutdown().await.ok();
+        // Dropped: the reader sees the end.
+        drop(writer);
     });
     Box::new(reader)
+}
+
+/// Passes an output on to a reader in this process until it ends. Once the reader is gone the rest is read and dropped,
+/// so that the process never waits.
+pub(crate) async fn pass_on(mut reading: Reading, mut writer: DuplexStream) {
+    let mut wanted = true;
+    while let Some(bytes) = reading.next().await {
+        wanted = wanted && writer.write_all(bytes).await.is_ok();
+    }
 }
 
 /// The beginning of an output.
@@ -140,15 +250,10 @@ pub(crate) struct Collected {
 
 /// Reads an output to its end and keeps the first `limit` bytes. What was read is in `into` even when the
 /// future is dropped half-way.
-pub(crate) async fn collect(mut output: Output, first: u64, limit: usize, into: &mut Collected) {
-    let mut offset = first;
-    let mut buffer = Vec::with_capacity(64 * 1024);
-    while let Ok(count @ 1..) = output.read(&mut buffer).await {
-        let take = count.min(limit.saturating_sub(into.bytes.len()));
-        into.bytes.extend_from_slice(&buffer[..take]);
-        into.truncated |= take < count;
-        offset += count as u64;
-        output.acknowledge(offset);
-        buffer.clear();
+pub(crate) async fn collect(mut reading: Reading, limit: usize, into: &mut Collected) {
+    while let Some(bytes) = reading.next().await {
+        let take = bytes.len().min(limit.saturating_sub(into.bytes.len()));
+        into.bytes.extend_from_slice(&bytes[..take]);
+        into.truncated |= take < bytes.len();
     }
 }

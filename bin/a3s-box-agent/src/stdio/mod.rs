@@ -46,6 +46,15 @@ impl ProcessEnds {
     }
 }
 
+/// How many bytes each output had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    /// With a terminal: both.
+    pub stdout: u64,
+    /// Nothing with a terminal.
+    pub stderr: u64,
+}
+
 /// Stdio that is not yet connected to a process.
 #[derive(Debug)]
 pub enum Prepared {
@@ -128,7 +137,7 @@ impl Stdio {
     /// The output of that kind; a terminal has no stderr.
     pub fn output(&self, kind: Kind) -> Option<&Arc<Output>> {
         match kind {
-            Kind::Stdin => None,
+            Kind::Stdin | Kind::Tcp => None,
             Kind::Stdout => Some(&self.output),
             Kind::Stderr => self.errors.as_ref(),
         }
@@ -160,6 +169,11 @@ impl Stdio {
         for output in self.outputs() {
             output.drained().await;
         }
+    }
+
+    /// How much was printed so far; final once the output is drained.
+    pub fn totals(&self) -> Totals {
+        Totals { stdout: self.output.end(), stderr: self.errors.as_ref().map_or(0, |errors| errors.end()) }
     }
 
     /// Waits until the host has acknowledged all output.

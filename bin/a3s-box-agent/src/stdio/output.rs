@@ -87,6 +87,11 @@ impl Output {
         self.advance(Source::Closed);
     }
 
+    /// How many bytes were read from the pipe.
+    pub fn end(&self) -> u64 {
+        self.progress.borrow().end
+    }
+
     /// Waits until the pipe is read to its end, or given up.
     pub async fn drained(&self) {
         self.reach(|p| p.source >= Source::Ended).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use a3s_box_core::storage::Storage;
 use a3s_box_cri::convert::resources::SizePolicy;
@@ -12,6 +13,7 @@ use a3s_box_cri::{CgroupDriver, Condition, CriService, CriSettings, server};
 use a3s_box_image::{ImageStore, ImageStoreConfig};
 use a3s_box_runtime::{BoxManager, RuntimeConfig};
 use a3s_box_store::RedbStore;
+use a3s_box_streaming::{Server, ServerConfig};
 use a3s_box_vmm::error::LaunchError;
 use a3s_box_vmm::{BackendKind, BoxPlan, Machine, MachineFacts, Vmm};
 use async_trait::async_trait;
@@ -109,5 +111,12 @@ async fn service(dir: &Path) -> CriService {
         scratch_dir: dir.join("root/boxes"),
         info: BTreeMap::from([("config".to_owned(), "{}".to_owned())]),
     };
-    CriService::new(boxes, images, settings)
+    let streaming = ServerConfig {
+        address: ([127, 0, 0, 1], 0).into(),
+        idle_timeout: Duration::from_secs(60),
+        creation_timeout: Duration::from_secs(5),
+    };
+    // Its URLs are given out; nobody serves them here.
+    let streaming = Server::bind(&streaming).await.expect("a free port");
+    CriService::new(boxes, images, streaming.urls(), settings)
 }

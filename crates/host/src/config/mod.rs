@@ -11,6 +11,7 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// Images and registries.
     pub images: ImagesConfig,
+    /// The server of exec, attach and port-forward.
+    pub streaming: StreamingConfig,
     /// Control groups of the host.
     pub cgroup: CgroupConfig,
     /// Names of RuntimeClass handlers that are served; the empty name is the default handler.
@@ -149,6 +152,21 @@ pub struct ImagesConfig {
     pub max_parallel_layers: usize,
     /// The largest layer after decompression, in bytes.
     pub max_layer_bytes: u64,
+    /// Disk for layers that no image needs, in bytes.
+    pub cache_bytes: u64,
+    /// Images that are never collected.
+    pub pinned: Vec<String>,
+}
+
+/// The server of exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamingConfig {
+    /// Where it listens; port 0 is one that is free.
+    pub address: SocketAddr,
+    /// Connections on which nothing is transferred for so long are cut off.
+    pub idle_timeout: Duration,
+    /// How long a client has to open all of its streams.
+    pub creation_timeout: Duration,
 }
 
 /// Control groups of the host.
@@ -296,6 +314,13 @@ impl Default for Config {
                     .to_vec(),
                 max_parallel_layers: 3,
                 max_layer_bytes: 64 << 30,
+                cache_bytes: 2 << 30,
+                pinned: Vec::new(),
+            },
+            streaming: StreamingConfig {
+                address: SocketAddr::from(([127, 0, 0, 1], 0)),
+                idle_timeout: Duration::from_secs(4 * 3600),
+                creation_timeout: Duration::from_secs(30),
             },
             cgroup: CgroupConfig { driver: CgroupDriver::Cgroupfs },
             runtime_handlers: vec![String::new(), "a3s-box".to_owned()],

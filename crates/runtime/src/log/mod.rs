@@ -3,6 +3,8 @@
 mod file;
 mod format;
 mod position;
+mod tap;
 mod writer;
 
+pub(crate) use tap::tap;
 pub(crate) use writer::{LogHandle, LogPlan, Sink, start};

@@ -26,6 +26,7 @@ use a3s_box_vmm::Machine;
 use super::file::LogFile;
 use super::format::time_format::Stamp;
 use super::format::{Source, format_end, format_lines};
+use super::tap::Tap;
 use crate::clock::now_ns;
 use crate::streams::{self, Output, StreamError, StreamName};
 
@@ -76,10 +77,19 @@ pub(crate) struct LogPlan {
     pub(crate) sink: Sink,
 }
 
+/// What is asked of a writer.
+#[derive(Debug)]
+enum Request {
+    /// Open the log's path anew.
+    Reopen(oneshot::Sender<Result<(), LogError>>),
+    /// Show the output from now on to one more client.
+    Tap(Tap),
+}
+
 /// A running writer.
 #[derive(Debug, Clone)]
 pub(crate) struct LogHandle {
-    reopen: mpsc::Sender<oneshot::Sender<Result<(), LogError>>>,
+    requests: mpsc::Sender<Request>,
     /// To be cancelled when the process has ended.
     pub(crate) ended: CancellationToken,
     /// Cancelled when both streams have ended and their last line is written.
@@ -90,11 +100,18 @@ impl LogHandle {
     /// Opens the log's path anew. After the writer's end there is nothing to do.
     pub(crate) async fn reopen(&self) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
-        if self.reopen.send(reply).await.is_err() {
+        if self.requests.send(Request::Reopen(reply)).await.is_err() {
             return if self.done.is_cancelled() { Ok(()) } else { Err(LogError::Ended) };
         }
         // Ended while the request was queued: nobody writes to the former file any more.
         answer.await.unwrap_or(Ok(()))
+    }
+}
+
+impl LogHandle {
+    /// Shows the output from now on to one more client. After the writer's end there is none to come.
+    pub(crate) async fn tap(&self, tap: Tap) {
+        self.requests.send(Request::Tap(tap)).await.ok();
     }
 }
 
@@ -116,16 +133,17 @@ pub(crate) async fn start(
                 false => Channel::open(&plan, Source::Stderr, offset(Source::Stderr)).await.map(Some),
             }
         },)?;
-    let (reopen, requests) = mpsc::channel(4);
+    let (sender, requests) = mpsc::channel(4);
     let (done, ended) = (CancellationToken::new(), CancellationToken::new());
     let (closing, stdout) = (closing.clone(), Some(stdout));
-    let writer = Writer { plan, file, stdout, stderr, requests, closing, ended: ended.clone() };
+    let taps = Vec::new();
+    let writer = Writer { plan, file, stdout, stderr, requests, taps, closing, ended: ended.clone() };
     let guard = done.clone().drop_guard();
     tasks.spawn(async move {
         writer.run().await;
         drop(guard);
     });
-    Ok(LogHandle { reopen, ended, done })
+    Ok(LogHandle { requests: sender, ended, done })
 }
 
 async fn open_file(path: PathBuf, record: PathBuf) -> Result<LogFile, LogError> {
@@ -143,6 +161,8 @@ struct Channel {
     /// Offset of the first byte of `held`.
     offset: u64,
     held: Vec<u8>,
+    /// Clients have seen all bytes before this offset: what comes again on a new connection is not shown twice.
+    shown: u64,
     failures: u32,
 }
 
@@ -154,7 +174,7 @@ impl Channel {
         };
         let name = StreamName { session_id: plan.session_id.clone(), exec_id: String::new(), kind };
         let (output, offset) = Output::open(plan.machine.as_ref(), &name, offset).await?;
-        Ok(Self { source, output, offset, held: Vec::new(), failures: 0 })
+        Ok(Self { source, output, offset, held: Vec::new(), shown: offset, failures: 0 })
     }
 }
 
@@ -174,7 +194,8 @@ struct Writer {
     file: Option<LogFile>,
     stdout: Option<Channel>,
     stderr: Option<Channel>,
-    requests: mpsc::Receiver<oneshot::Sender<Result<(), LogError>>>,
+    requests: mpsc::Receiver<Request>,
+    taps: Vec<Tap>,
     closing: CancellationToken,
     ended: CancellationToken,
 }
@@ -199,8 +220,8 @@ impl Writer {
             let (source, result) = tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
-                Some(reply) = self.requests.recv() => {
-                    reply.send(self.reopen().await).ok();
+                Some(request) = self.requests.recv() => {
+                    self.serve(request).await;
                     continue;
                 }
                 event = async {
@@ -216,7 +237,33 @@ impl Writer {
             };
             let Some(channel) = self.slot(source).take() else { continue };
             *self.slot(source) = self.advance(channel, result).await;
+            if self.slot(source).is_none() {
+                self.taps.iter_mut().for_each(|tap| tap.end(source));
+            }
         }
+    }
+
+    async fn serve(&mut self, request: Request) {
+        match request {
+            Request::Reopen(reply) => drop(reply.send(self.reopen().await)),
+            Request::Tap(mut tap) => {
+                for source in [Source::Stdout, Source::Stderr] {
+                    if self.slot(source).is_none() {
+                        tap.end(source);
+                    }
+                }
+                self.taps.push(tap);
+            }
+        }
+    }
+
+    /// Shows new bytes to the clients that are still there.
+    fn show(&mut self, channel: &mut Channel) {
+        let end = channel.offset + channel.held.len() as u64;
+        let seen = channel.shown.saturating_sub(channel.offset).min(channel.held.len() as u64);
+        let news = &channel.held[seen as usize..];
+        self.taps.retain_mut(|tap| tap.offer(channel.source, news));
+        channel.shown = channel.shown.max(end);
     }
 
     fn slot(&mut self, source: Source) -> &mut Option<Channel> {
@@ -250,6 +297,7 @@ impl Writer {
                 None
             }
             Ok(_) => {
+                self.show(&mut channel);
                 channel.failures = 0;
                 let mut lines = Vec::with_capacity(channel.held.len() + channel.held.len() / 2);
                 let taken = format_lines(&channel.held, channel.source, &Stamp::at(now_ns()), &mut lines);
@@ -290,7 +338,7 @@ impl Writer {
             let closing = self.closing.clone();
             tokio::select! {
                 () = closing.cancelled() => return false,
-                Some(reply) = self.requests.recv() => drop(reply.send(self.reopen().await)),
+                Some(request) = self.requests.recv() => self.serve(request).await,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
             }
         }
@@ -316,7 +364,9 @@ impl Writer {
             channel.failures += 1;
             tokio::time::sleep(FIRST_PAUSE * channel.failures).await;
             match Channel::open(&self.plan, channel.source, channel.offset).await {
-                Ok(opened) => return Some(Channel { failures: channel.failures, ..opened }),
+                Ok(opened) => {
+                    return Some(Channel { failures: channel.failures, shown: channel.shown, ..opened });
+                }
                 Err(streams::StreamError::Refused(_)) => return None,
                 Err(again) => {
                     tracing::debug!(session = %self.plan.session_id, %again, "the output is not reachable")

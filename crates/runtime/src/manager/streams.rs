@@ -1,44 +1,48 @@
 //! Streams for clients that come and go: further processes, running sessions, ports of a pod.
-//!
-//! The signatures are settled so that callers can be built against them. Each call answers
-//! `FailedPrecondition` until the guest's side of it exists.
 
+use a3s_box_core::lifecycle::{BoxRequest, Decision};
 use a3s_box_core::spec::ProcessSpec;
 use a3s_box_core::{BoxId, SessionId};
 
-use super::{BoxManager, session_object};
+use super::{BoxManager, box_object};
 use crate::attached::Attached;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::execution::{Execution, PortStream};
+use crate::sessions::exec;
+use crate::port::PortConnection;
+use crate::sessions::{SessionCommand, exec_streams};
+use crate::streams;
 
 impl BoxManager {
-    /// Runs a further process in a running session, with streams and without a time limit.
+    /// Runs a further process in a running session, with streams and without a time limit. What `process` leaves
+    /// empty is the session's own.
     pub async fn exec(
         &self,
         id: &SessionId,
         process: ProcessSpec,
         stdin: bool,
     ) -> Result<Execution, RuntimeError> {
-        self.session_status(id)?;
-        let _ = (process, stdin);
-        Err(unavailable(FailedStage::Exec, session_object(id), "exec with streams"))
+        exec_streams(self.exec_plan(id, process)?, stdin, &self.shared).await
     }
 
-    /// Connects one more client to a running session; it gets the output from now on.
+    /// Connects one more client to a running session; it gets the output from now on. A client that does not keep
+    /// up is told so and let go; the log and the other clients do not wait for it.
     pub async fn attach_running(&self, id: &SessionId, stdin: bool) -> Result<Attached, RuntimeError> {
-        self.session_status(id)?;
-        let _ = stdin;
-        Err(unavailable(FailedStage::Attach, session_object(id), "attaching to a running container"))
+        self.ask_session(id, |reply| SessionCommand::Attach { stdin, reply }).await
     }
 
     /// Connects to a TCP port on the loopback addresses of a pod. The stream's shutdown is TCP's half-close.
     pub async fn dial(&self, id: &BoxId, port: u16) -> Result<PortStream, RuntimeError> {
-        self.box_status(id)?;
-        let object = format!("port {port} of pod sandbox {}", id.short());
-        Err(unavailable(FailedStage::Attach, object, "port forwarding"))
+        let stage = FailedStage::PortForward;
+        let refused =
+            |reason: &str| RuntimeError::new(ErrorKind::FailedPrecondition, stage, box_object(id), reason);
+        if let Decision::Deny(reason) = self.box_status(id)?.phase.decide(BoxRequest::Use) {
+            return Err(refused(reason));
+        }
+        let live = self.live(id).ok_or_else(|| refused("the pod sandbox is not ready"))?;
+        match streams::open_port(live.machine.as_ref(), port).await {
+            Ok(stream) => Ok(Box::new(PortConnection::new(stream))),
+            Err(error) => Err(RuntimeError::caused(ErrorKind::Unavailable, stage, box_object(id), error)),
+        }
     }
-}
-
-fn unavailable(stage: FailedStage, object: String, what: &str) -> RuntimeError {
-    RuntimeError::new(ErrorKind::FailedPrecondition, stage, object, format!("{what} is not available yet"))
 }

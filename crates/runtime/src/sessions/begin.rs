@@ -47,7 +47,9 @@ impl SessionDriver {
 
     pub(super) async fn attach_layers(&self) -> Result<(), RuntimeError> {
         let (reply, answer) = oneshot::channel();
-        let command = BoxCommand::AttachLayers(self.record.image.layers.clone(), reply);
+        let own = self.record.image.layers.iter();
+        let volumes = self.record.spec.mounts.iter().flat_map(|mount| mount.source.layers());
+        let command = BoxCommand::AttachLayers(own.chain(volumes).cloned().collect(), reply);
         let gone =
             || self.error(ErrorKind::FailedPrecondition, FailedStage::Attach, "the pod sandbox is gone");
         self.boxed.send(command).await.map_err(|_| gone())?;

@@ -65,6 +65,13 @@ pub(crate) enum SessionCommand {
     },
     /// Hand out its raw streams.
     TakeStreams(Reply<Attached>),
+    /// Show it to one more client while it runs.
+    Attach {
+        /// The client sends input.
+        stdin: bool,
+        /// With its ends.
+        reply: Reply<Attached>,
+    },
 }
 
 /// How a driver begins.
@@ -220,6 +227,7 @@ impl SessionDriver {
                 drop(reply.send(self.resize(rows, columns).await))
             }
             SessionCommand::TakeStreams(reply) => drop(reply.send(self.take_streams().await)),
+            SessionCommand::Attach { stdin, reply } => drop(reply.send(self.attach(stdin).await)),
         }
         Exists::Yes
     }
@@ -236,7 +244,9 @@ impl SessionDriver {
                 | SessionCommand::Signal(_, reply)
                 | SessionCommand::ReopenLog(reply)
                 | SessionCommand::Resize { reply, .. } => drop(reply.send(Err(gone()))),
-                SessionCommand::TakeStreams(reply) => drop(reply.send(Err(gone()))),
+                SessionCommand::TakeStreams(reply) | SessionCommand::Attach { reply, .. } => {
+                    drop(reply.send(Err(gone())))
+                }
             }
         }
     }
@@ -311,8 +321,8 @@ impl SessionDriver {
         let live = self.require_live(FailedStage::Exec)?;
         let mut attached = Attached::default();
         if self.record.spec.stdin {
-            let opened = streams::open(live.machine.as_ref(), &self.stream(Kind::Stdin), 0).await;
-            let (stream, _) =
+            let opened = streams::open_input(live.machine.as_ref(), &self.stream(Kind::Stdin), false).await;
+            let stream =
                 opened.map_err(|error| self.caused(ErrorKind::Unavailable, FailedStage::Exec, error))?;
             attached.stdin = Some(Box::new(stream));
         }
@@ -323,6 +333,33 @@ impl SessionDriver {
             }
             self.streams_taken = true;
         }
+        Ok(attached)
+    }
+
+    /// A client sees the output from now on. Its input ends the process's only where that was to be open once.
+    async fn attach(&self, stdin: bool) -> Result<Attached, RuntimeError> {
+        let stage = FailedStage::Attach;
+        self.decide(SessionRequest::Exec, stage)?;
+        let live = self.require_live(stage)?;
+        let mut attached = Attached::default();
+        if stdin {
+            if !self.record.spec.stdin {
+                let reason = "it was created without stdin";
+                return Err(self.error(ErrorKind::FailedPrecondition, stage, reason));
+            }
+            let keep_open = !self.record.spec.stdin_once;
+            let opened =
+                streams::open_input(live.machine.as_ref(), &self.stream(Kind::Stdin), keep_open).await;
+            let stream = opened.map_err(|error| self.caused(ErrorKind::Unavailable, stage, error))?;
+            attached.stdin = Some(Box::new(stream));
+        }
+        let Some(log) = &self.log else {
+            let reason = "its output belongs to the client that started it";
+            return Err(self.error(ErrorKind::FailedPrecondition, stage, reason));
+        };
+        let (tap, stdout, stderr) = log::tap(self.record.spec.process.terminal);
+        log.tap(tap).await;
+        (attached.stdout, attached.stderr) = (Some(stdout), stderr);
         Ok(attached)
     }
 

@@ -90,7 +90,12 @@ pub(crate) fn create(
             layers: record.image.layers.iter().map(layer_name).collect::<Result<_, _>>()?,
             readonly: spec.readonly_rootfs,
         }),
-        mounts: spec.mounts.iter().enumerate().map(|(index, m)| mount(&record.id, index, m)).collect(),
+        mounts: spec
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, m)| mount(&record.id, index, m))
+            .collect::<Result<_, _>>()?,
         process: Some(process(&spec.process, spec.privileged, facts)?),
         pid_mode: pid_mode.into(),
         target_session_id,
@@ -109,13 +114,14 @@ pub(crate) fn exec(
     session_id: &SessionId,
     exec_id: &str,
     asked: &ProcessSpec,
+    stdin: bool,
     facts: &BoxFacts,
 ) -> Result<proto::ExecRequest, UnknownCapability> {
     Ok(proto::ExecRequest {
         session_id: session_id.to_string(),
         exec_id: exec_id.to_owned(),
         process: Some(process(&inherit(&record.process, asked), record.privileged, facts)?),
-        stdin: false,
+        stdin,
     })
 }
 
@@ -182,18 +188,22 @@ fn environment(spec: &ProcessSpec, facts: &BoxFacts) -> Vec<String> {
     env
 }
 
-fn mount(session: &SessionId, index: usize, spec: &MountSpec) -> proto::Mount {
+fn mount(session: &SessionId, index: usize, spec: &MountSpec) -> Result<proto::Mount, UnknownLayer> {
     use proto::mount::Source;
     let source = match &spec.source {
         MountSource::Host { .. } => Source::PodVolume(volume_name(session, index)),
         MountSource::Tmpfs { size } => Source::TmpfsBytes(*size),
+        MountSource::Image { layers, sub_path, .. } => Source::Image(proto::ImageVolume {
+            layers: layers.iter().map(layer_name).collect::<Result<_, _>>()?,
+            sub_path: sub_path.clone(),
+        }),
     };
-    proto::Mount {
+    Ok(proto::Mount {
         target: spec.target.clone(),
         source: Some(source),
         readonly: spec.readonly,
         options: spec.options.clone(),
-    }
+    })
 }
 
 /// What a container finds below /etc unless a mount of the client's takes its place.

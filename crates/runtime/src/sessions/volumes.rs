@@ -47,7 +47,8 @@ pub(crate) async fn volume(
     mount: &MountSpec,
 ) -> Result<Option<Attachment>, VolumeError> {
     match &mount.source {
-        MountSource::Tmpfs { .. } => Ok(None),
+        // An image's layers are the box's, shared by its sessions.
+        MountSource::Tmpfs { .. } | MountSource::Image { .. } => Ok(None),
         MountSource::Host { path, propagate, recursive_readonly } => Ok(Some(Attachment {
             source: on_disk(path.clone(), open_or_make).await?,
             target: format!("{SHARE_VOLUMES}/{}", volume_name(session, index)),
