@@ -27,7 +27,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Fetch an image for `run`
     Pull(PullArgs),
-    /// List the images of `run`
+    /// List or verify the images of `run`
     Images(ImagesArgs),
     /// Remove images of `run`
     Rmi(RmiArgs),
@@ -161,10 +161,31 @@ pub(crate) struct PullArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct ImagesArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<ImagesCommand>,
     /// Print ids and nothing else
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ImagesCommand {
+    /// Read all files of the image store again and compare them with what they were
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VerifyArgs {
+    /// Remove what is damaged and pull the images that need it again
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// The store of the CRI daemon, which must be stopped meanwhile, instead of that of `run`
+    #[arg(long)]
+    pub(crate) daemon: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
 }
 
 #[derive(Debug, Clone, Args)]

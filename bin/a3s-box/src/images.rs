@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use indicatif::{HumanBytes, HumanDuration};
 
 use a3s_box_host::Config;
-use a3s_box_image::ImageRecord;
+use a3s_box_image::{ImageRecord, Verified};
 
-use crate::cli::{ImagesArgs, PullArgs, RmiArgs};
+use crate::cli::{ImagesArgs, ImagesCommand, PullArgs, RmiArgs, VerifyArgs};
 use crate::progress::Show;
 use crate::standalone::Standalone;
 use crate::tell;
@@ -17,6 +17,8 @@ pub(crate) async fn pull(config: Config, args: PullArgs) -> anyhow::Result<u8> {
     let store = Standalone::open(&config, &args.registry.plain_http).await?;
     let show = if args.quiet { Show::Quiet } else { Show::Progress };
     let record = store.pull(&args.image, show).await?;
+    // This process ends without waiting for what runs beside.
+    store.images.settle().await;
     if args.quiet {
         tell::out(format_args!("{}\n", record.id));
     } else {
@@ -26,6 +28,9 @@ pub(crate) async fn pull(config: Config, args: PullArgs) -> anyhow::Result<u8> {
 }
 
 pub(crate) async fn list(config: Config, args: ImagesArgs) -> anyhow::Result<u8> {
+    if let Some(ImagesCommand::Verify(args)) = args.command {
+        return verify(config, args).await;
+    }
     let store = Standalone::open(&config, &[]).await?;
     let mut records = store.images.list();
     records.sort_by(|a, b| a.display_name().cmp(b.display_name()));
@@ -57,6 +62,45 @@ pub(crate) async fn remove(config: Config, args: RmiArgs) -> anyhow::Result<u8> 
         }
     }
     Ok(code)
+}
+
+/// Fails if something is damaged at the end.
+async fn verify(config: Config, args: VerifyArgs) -> anyhow::Result<u8> {
+    let plain_http = &args.registry.plain_http;
+    let store = match args.daemon {
+        true => Standalone::open_daemons(&config, plain_http).await?,
+        false => Standalone::open(&config, plain_http).await?,
+    };
+    let mut verified = store.images.verify().await?;
+    tell::out(findings(&verified, &store.images.list()));
+    if args.repair && !verified.damaged.is_empty() {
+        for (record, error) in store.images.repair(&verified).await? {
+            note!("could not repair the image {}: {error}", record.display_name());
+        }
+        verified = store.images.verify().await?;
+        tell::out(format_args!("after the repair: {}", findings(&verified, &store.images.list())));
+    }
+    Ok(u8::from(!verified.damaged.is_empty()))
+}
+
+fn findings(verified: &Verified, records: &[ImageRecord]) -> String {
+    let Verified { good, bytes, unmeasured, damaged } = verified;
+    let mut text = format!(
+        "{} read: {good} files good, {} damaged, {} not measured yet\n",
+        HumanBytes(*bytes),
+        damaged.len(),
+        unmeasured.len()
+    );
+    for file in unmeasured {
+        text.push_str(&format!("not measured yet (it is now, for the next time): {file}\n"));
+    }
+    for damage in damaged {
+        let needed = records.iter().filter(|record| damage.images.contains(&record.id));
+        let names: Vec<_> = needed.map(ImageRecord::display_name).collect();
+        let by = if names.is_empty() { "no image".to_owned() } else { names.join(", ") };
+        text.push_str(&format!("damaged: {}: {}; needed by {by}\n", damage.file, damage.problem));
+    }
+    text
 }
 
 fn table(records: &[ImageRecord], now: SystemTime) -> String {
@@ -94,7 +138,30 @@ fn short(id: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_image::{Damage, Problem};
+
     use super::*;
+
+    #[test]
+    fn findings_name_the_file_the_problem_and_what_is_not_known() {
+        let damage = Damage {
+            file: "erofs/00.erofs".to_owned(),
+            problem: Problem::Missing,
+            images: Default::default(),
+        };
+        let verified = Verified {
+            good: 2,
+            bytes: 1 << 20,
+            unmeasured: vec!["erofs/01.erofs".to_owned()],
+            damaged: vec![damage],
+        };
+        assert_eq!(
+            findings(&verified, &[]),
+            "1.00 MiB read: 2 files good, 1 damaged, 1 not measured yet\n\
+             not measured yet (it is now, for the next time): erofs/01.erofs\n\
+             damaged: erofs/00.erofs: it is missing; needed by no image\n"
+        );
+    }
 
     #[test]
     fn the_table_lines_up() {

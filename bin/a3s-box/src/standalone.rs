@@ -36,11 +36,36 @@ impl Standalone {
     pub(crate) async fn open(config: &Config, plain_http: &[String]) -> anyhow::Result<Self> {
         let root = config.root.join("standalone");
         a3s_box_host::make_private_dir(&root)?;
+        Self::open_at(config, root, plain_http, open_records).await
+    }
+
+    /// Opens the daemon's store, which no daemon may have open.
+    pub(crate) async fn open_daemons(config: &Config, plain_http: &[String]) -> anyhow::Result<Self> {
+        let root = config.root.clone();
+        if !root.join("state.redb").exists() {
+            bail!("no daemon has kept images in {}: check `root` of the configuration", root.display());
+        }
+        Self::open_at(config, root, plain_http, |path| match RedbStore::open(&path, PATIENCE) {
+            Err(OpenError::InUse { .. }) => bail!(
+                "the daemon runs and uses its image store: stop it first, for instance with `systemctl stop a3s-box`, \
+                 and start it again afterwards; pods go on running meanwhile"
+            ),
+            opened => Ok(opened?),
+        })
+        .await
+    }
+
+    async fn open_at(
+        config: &Config,
+        root: PathBuf,
+        plain_http: &[String],
+        records: fn(PathBuf) -> anyhow::Result<RedbStore>,
+    ) -> anyhow::Result<Self> {
         let plain_http = plain_http_hosts(plain_http)?;
         let mut settings = image_store_config(&config.with_directories(root.clone(), config.run_dir.clone()));
         settings.certs_dirs.splice(0..0, plain_http.iter().map(|dir| dir.path().to_path_buf()));
         let images = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let storage: Arc<dyn Storage> = Arc::new(open_records(root.join("state.redb"))?);
+            let storage: Arc<dyn Storage> = Arc::new(records(root.join("state.redb"))?);
             Ok(ImageStore::open(settings, storage)?)
         });
         Ok(Self { images: images.await.context("opening the image store")??, _plain_http: plain_http })
@@ -150,5 +175,16 @@ mod tests {
         let store = Standalone::open(&config, &[]).await.unwrap();
         let error = store.image("registry.invalid/x:1", Pull::Never, Show::Quiet).await.unwrap_err();
         assert!(error.to_string().contains("--pull never"), "{error:#}");
+    }
+    #[tokio::test]
+    async fn the_daemons_store_is_only_opened_while_the_daemon_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::default().with_directories(dir.path().to_owned(), dir.path().join("run"));
+        let refused = || async { Standalone::open_daemons(&config, &[]).await.err().unwrap().to_string() };
+        assert!(refused().await.contains("check `root`"));
+        let daemon = RedbStore::open(&dir.path().join("state.redb"), PATIENCE).unwrap();
+        assert!(refused().await.contains("stop it first"));
+        drop(daemon);
+        assert!(Standalone::open_daemons(&config, &[]).await.unwrap().images.list().is_empty());
     }
 }
