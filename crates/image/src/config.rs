@@ -12,6 +12,11 @@ pub struct ImageStoreConfig {
     pub certs_dirs: Vec<PathBuf>,
     /// How many layers of one image download and convert at once. At least one.
     pub max_parallel_layers: usize,
+    /// How much of the disk layers may take that no image needs: those of removed images and of pulls
+    /// that did not end well. Never more than half of what is free.
+    pub cache_bytes: u64,
+    /// Names of images that are told to kubelet as never to be collected.
+    pub pinned: Vec<String>,
     /// What foreign bytes may make us spend.
     pub limits: Limits,
     /// How long a registry may take.
@@ -30,6 +35,8 @@ impl ImageStoreConfig {
                 .map(PathBuf::from)
                 .to_vec(),
             max_parallel_layers: 3,
+            cache_bytes: 2 << 30,
+            pinned: Vec::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             retries: Retries::default(),

@@ -59,5 +59,5 @@ pub use self::{
     progress::PullProgress,
     record::{ImageRecord, LayerRecord},
     registry::RegistryError,
-    store::{Damage, ImageStore, Problem, RepairError, StoreError, Usage, Verified},
+    store::{Damage, HeldImage, ImageStore, Problem, RepairError, StoreError, Usage, Verified},
 };

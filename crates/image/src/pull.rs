@@ -56,6 +56,9 @@ pub(crate) async fn pull(
         Err((stage, cause)) => {
             let error = PullError { reference: name, stage, cause };
             tracing::warn!(%error, "pull failed");
+            if let Err(error) = blocking(move || store.sweep()).await.and_then(|done| done) {
+                tracing::warn!(%error, "could not tidy up after the pull");
+            }
             Err(error)
         }
     }

@@ -33,7 +33,7 @@ pub struct ImageRecord {
     /// Annotations of the manifest.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// Never collected, and told to kubelet as such.
+    /// Told to kubelet as never to be collected, because the configuration names it.
     #[serde(default)]
     pub pinned: bool,
     /// When it was pulled last, in seconds of the Unix epoch.
@@ -62,7 +62,7 @@ impl ImageRecord {
         self.repo_tags.iter().chain(&self.repo_digests).chain(&self.other_names)
     }
 
-    /// Adds the names of a former record of the same image, and keeps its pin.
+    /// Adds the names of a former record of the same image.
     pub(crate) fn absorb(&mut self, former: &Self) {
         let merge = |names: &mut Vec<String>, more: &[String]| {
             names.extend_from_slice(more);
@@ -72,7 +72,6 @@ impl ImageRecord {
         merge(&mut self.repo_tags, &former.repo_tags);
         merge(&mut self.repo_digests, &former.repo_digests);
         merge(&mut self.other_names, &former.other_names);
-        self.pinned |= former.pinned;
     }
 
     /// The best name to show: a tag, a digest, another name, or the id.

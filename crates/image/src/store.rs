@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A file gets its name once it is complete and on the disk; a record is committed once all its
-//! files are. So after a crash at any point every record is whole, and files that no record names
-//! are garbage, collected on open. Compressed layers are not kept: what boxes need is the EROFS
+//! files are. So after a crash at any point every record is whole. Layers that no record names are
+//! kept for later pulls within a budget; everything else that none names is garbage, collected on open. Compressed layers are not kept: what boxes need is the EROFS
 //! file, and it can be checked and made again only from the registry anyway.
 
 mod files;
@@ -48,6 +48,8 @@ pub struct ImageStore {
 
 pub(crate) struct Inner {
     pub(crate) config: ImageStoreConfig,
+    /// The normalised names of the configuration's pinned images.
+    pinned: BTreeSet<String>,
     pub(crate) files: Files,
     storage: Arc<dyn Storage>,
     /// What is in the table, once it is there. Written only under `committing`.
@@ -128,10 +130,13 @@ impl ImageStore {
     /// Opens the store under `config.root`, makes its directories, and collects what a crash
     /// left behind. Blocks on the disk. Fails when another process has it open.
     pub fn open(config: ImageStoreConfig, storage: Arc<dyn Storage>) -> Result<Self, ImageError> {
+        let pinned = config.pinned.iter().map(|name| Ok(name.parse::<Reference>()?.to_string()));
+        let pinned = pinned.collect::<Result<_, _>>().map_err(ImageError::Reference)?;
         let files = Files::create(config.root.join("images")).map_err(ImageError::Store)?;
         let lock = files.lock().map_err(ImageError::Store)?;
         let inner = Inner {
             config,
+            pinned,
             files,
             storage,
             images: RwLock::default(),
@@ -192,6 +197,17 @@ impl ImageStore {
         })
     }
 
+    /// The same, with the promise that its files stay where they are as long as the answer is held, even
+    /// if the image is removed meanwhile.
+    pub fn hold(&self, name: &str) -> Result<HeldImage, ImageError> {
+        let gone = || ImageError::NoSuchImage { name: name.to_owned() };
+        let record = self.find(name)?.ok_or_else(gone)?;
+        let pins = self.inner.pin(files::keys(&record));
+        // It may have been removed before the pins were there.
+        let image = self.resolve(&record.id).map_err(|_| gone())?;
+        Ok(HeldImage { image, _pins: pins })
+    }
+
     /// Removes the image of a name with all its tags and digests, and the files that no other
     /// image uses. A missing image is success, and says so with `None`. Boxes that run it keep
     /// their files: they hold them open.
@@ -244,7 +260,8 @@ impl Inner {
         let mut dropped = Vec::new();
         for (key, value) in self.storage.scan(IMAGES)? {
             match serde_json::from_slice::<ImageRecord>(&value) {
-                Ok(record) if self.files.has_all(&record) => {
+                Ok(mut record) if self.files.has_all(&record) => {
+                    record.pinned = self.is_pinned(&record);
                     images.insert(key, record);
                 }
                 Ok(_) => {
@@ -263,6 +280,11 @@ impl Inner {
         }
         *self.images_mut() = images;
         Ok(())
+    }
+
+    /// Whether the configuration pins one of its names.
+    fn is_pinned(&self, record: &ImageRecord) -> bool {
+        record.names().chain([&record.id]).any(|name| self.pinned.contains(name))
     }
 
     fn find(&self, name: &str) -> Result<Option<ImageRecord>, ImageError> {
@@ -318,9 +340,11 @@ impl Inner {
                 let mut record = record.clone();
                 record.repo_tags.retain(|tag| !new.repo_tags.contains(tag));
                 record.other_names.retain(|name| !new.other_names.contains(name));
+                record.pinned = self.is_pinned(&record);
                 changed.push(record);
             }
         }
+        new.pinned = self.is_pinned(&new);
         changed.push(new.clone());
         let mut changes = Vec::with_capacity(changed.len());
         for record in &changed {
@@ -343,12 +367,14 @@ impl Inner {
         self.storage.commit(vec![delete]).map_err(|error| ImageError::Store(error.into()))?;
         self.images_mut().remove(&record.id);
         drop(writer);
+        record.layers.iter().for_each(|layer| self.files.touch(&layer.file));
         self.sweep().map_err(ImageError::Store)?;
         Ok(Some(record))
     }
 
-    /// Removes the files that neither a record nor a pull names.
-    fn sweep(&self) -> Result<(), StoreError> {
+    /// Removes the files that neither a record nor a pull names; of layers, those that have been of no use the
+    /// longest, until the rest is within the configured budget.
+    pub(crate) fn sweep(&self) -> Result<(), StoreError> {
         // Pulls pin a file before they look for it, so none can start to rely on one meanwhile.
         let pins = locked(&self.pins);
         let images = self.images();
@@ -356,7 +382,7 @@ impl Inner {
         for record in images.values() {
             kept.extend(files::keys(record));
         }
-        self.files.remove_others(&kept)?;
+        self.files.remove_others(&kept, self.config.cache_bytes)?;
         self.forget_missing()
     }
 
@@ -383,6 +409,14 @@ impl Inner {
         flights.insert(key, Arc::downgrade(&flight));
         flight
     }
+}
+
+/// An image whose files stay while it lives.
+#[must_use]
+pub struct HeldImage {
+    /// What a box needs to run it.
+    pub image: ResolvedImage,
+    _pins: Pins,
 }
 
 /// Files that are kept while it lives.

@@ -189,7 +189,10 @@ fn sound(files: &Files, name: String) -> Option<(String, u64, bool)> {
         return None;
     }
     match measure(&path) {
-        Ok((size, empty)) => Some((name, size, empty)),
+        Ok((size, empty)) => {
+            files.touch(&name);
+            Some((name, size, empty))
+        }
         Err(error) => {
             tracing::warn!(file = %path.display(), %error, "a layer in the store is damaged; it is fetched again");
             None

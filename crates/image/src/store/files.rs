@@ -5,8 +5,9 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statvfs};
 use tempfile::NamedTempFile;
 
 use super::{StoreError, Usage};
@@ -151,18 +152,49 @@ impl Files {
         Ok(names)
     }
 
-    /// Removes the files that are not among the keys.
-    pub(super) fn remove_others(&self, kept: &BTreeSet<String>) -> Result<(), StoreError> {
+    /// Says that a layer was of use just now. Only the order of eviction hangs on it.
+    pub(crate) fn touch(&self, file: &str) {
+        let touched = File::open(self.erofs(file)).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            tracing::debug!(%file, %error, "could not note the use of a layer");
+        }
+    }
+
+    /// Removes the files that are not among the keys, except for the layers used last that fit into so many
+    /// bytes of the disk and half of what is free of it.
+    pub(super) fn remove_others(&self, kept: &BTreeSet<String>, cache_bytes: u64) -> Result<(), StoreError> {
+        let mut cached = Vec::new();
         for directory in self.directories() {
             for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
                 let path = entry.map_err(failed("read", &directory))?.path();
                 let key = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
-                if key.is_none_or(|key| !kept.contains(key)) {
+                if key.is_some_and(|key| kept.contains(key)) {
+                    continue;
+                }
+                if key.is_some_and(is_layer) {
+                    let metadata = fs::metadata(&path).map_err(failed("read", &path))?;
+                    cached.push((metadata.mtime(), metadata.mtime_nsec(), metadata.blocks() * 512, path));
+                } else {
                     remove_file(&path)?;
                 }
             }
         }
+        cached.sort();
+        let mut left = cache_bytes.min(self.free()? / 2);
+        for (_, _, bytes, path) in cached.into_iter().rev() {
+            match left.checked_sub(bytes) {
+                Some(less) => left = less,
+                None => remove_file(&path)?,
+            }
+        }
         Ok(())
+    }
+
+    /// What is free of the disk, in bytes.
+    fn free(&self) -> Result<u64, StoreError> {
+        let disk = statvfs(&self.root)
+            .map_err(|errno| failed("ask for the free space of", &self.root)(errno.into()))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// What all of it takes.
@@ -185,6 +217,16 @@ impl Files {
         }
         Ok(usage)
     }
+}
+
+/// Whether a key is that of a layer as pulls name them.
+fn is_layer(key: &str) -> bool {
+    let stem = key.strip_prefix(EROFS).and_then(|name| name.strip_suffix(".erofs"));
+    let digits = stem.map(|stem| stem.strip_prefix("chain-").unwrap_or(stem));
+    digits.is_some_and(|digits| {
+        matches!(digits.len(), 64 | 128)
+            && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// The files of a record: layers, config and manifest.

@@ -185,7 +185,8 @@ impl Inner {
         }
         let store = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.measure(&names) {
+            // Pulls that were given up had nobody to tidy up after them.
+            if let Err(error) = store.measure(&names).and_then(|()| store.sweep()) {
                 tracing::warn!(%error, "files of an image could not be measured; verifying cannot tell about them");
             }
         });

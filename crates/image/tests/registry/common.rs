@@ -69,6 +69,7 @@ pub(crate) struct Fixture {
 pub(crate) fn config(directory: &Path) -> ImageStoreConfig {
     let mut config = ImageStoreConfig::new(directory);
     config.certs_dirs = vec![directory.join("certs.d")];
+    config.cache_bytes = 0;
     config.timeouts = Timeouts {
         connect: Duration::from_millis(500),
         headers: Duration::from_millis(500),

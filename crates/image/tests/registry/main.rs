@@ -1,6 +1,7 @@
 //! Pulls: over HTTP from a registry in this process, and from files.
 
 mod archives;
+mod cache;
 mod common;
 mod damage;
 mod misbehaves;
