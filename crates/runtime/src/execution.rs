@@ -56,6 +56,12 @@ impl ExecTerminal {
     }
 }
 
+impl fmt::Debug for ExecTerminal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecTerminal").field("exec_id", &self.exec_id).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Execution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Execution").field("streams", &self.streams).finish_non_exhaustive()

@@ -278,13 +278,6 @@ impl BoxManager {
 
     /// What every further process needs.
     fn exec_plan(&self, id: &SessionId, process: ProcessSpec) -> Result<ExecPlan, RuntimeError> {
-        let plan = self.exec_plan(id, process, limit, max_output)?;
-        let running = self.shared.tasks.spawn(exec_sync(plan));
-        running.await.unwrap_or_else(|_| Err(closing(&session_object(id))))
-    }
-
-    /// What every further process needs.
-    fn exec_plan(&self, id: &SessionId, process: ProcessSpec) -> Result<ExecPlan, RuntimeError> {
         let status = self.session_status(id)?;
         let refused =
             |kind, reason: &str| RuntimeError::new(kind, FailedStage::Exec, session_object(id), reason);
@@ -307,30 +300,6 @@ impl BoxManager {
             limit: None,
             max_output: 0,
         })
-    }
-
-    fn exec_plan(
-        &self,
-        id: &SessionId,
-        process: ProcessSpec,
-        limit: Option<Duration>,
-        max_output: usize,
-    ) -> Result<ExecPlan, RuntimeError> {
-        let status = self.session_status(id)?;
-        let refused =
-            |kind, reason: &str| RuntimeError::new(kind, FailedStage::Exec, session_object(id), reason);
-        if process.args.is_empty() {
-            return Err(refused(ErrorKind::InvalidArgument, "there is no command"));
-        }
-        if let Decision::Deny(reason) = status.phase.decide(SessionRequest::Exec) {
-            return Err(refused(ErrorKind::FailedPrecondition, reason));
-        }
-        let live = self
-            .live(&status.box_id)
-            .ok_or_else(|| refused(ErrorKind::FailedPrecondition, "the pod sandbox is not ready"))?;
-        let exec_id = SessionId::from_random(random()).short().to_owned();
-        let (session_id, session) = (id.clone(), status.spec);
-        Ok(ExecPlan { live, session_id, session, exec_id, process, limit, max_output })
     }
 
     fn live(&self, id: &BoxId) -> Option<Arc<LiveBox>> {

@@ -4,11 +4,10 @@ use a3s_box_core::lifecycle::{BoxRequest, Decision};
 use a3s_box_core::spec::ProcessSpec;
 use a3s_box_core::{BoxId, SessionId};
 
-use super::{BoxManager, box_object};
+use super::{BoxManager, box_object, closing, session_object};
 use crate::attached::Attached;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::execution::{Execution, PortStream};
-use crate::sessions::exec;
 use crate::port::PortConnection;
 use crate::sessions::{SessionCommand, exec_streams};
 use crate::streams;
@@ -22,7 +21,10 @@ impl BoxManager {
         process: ProcessSpec,
         stdin: bool,
     ) -> Result<Execution, RuntimeError> {
-        exec_streams(self.exec_plan(id, process)?, stdin, &self.shared).await
+        let (plan, shared) = (self.exec_plan(id, process)?, self.shared.clone());
+        // A client that gives up half-way must not leave a process whose output nobody reads.
+        let starting = self.shared.tasks.spawn(async move { exec_streams(plan, stdin, &shared).await });
+        starting.await.unwrap_or_else(|_| Err(closing(&session_object(id))))
     }
 
     /// Connects one more client to a running session; it gets the output from now on. A client that does not keep

@@ -4,18 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
-use tokio::io::DuplexStream;
-use tokio::sync::oneshot;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_util::sync::CancellationToken;
 
 use a3s_box_core::SessionId;
 use a3s_box_core::spec::{ProcessSpec, SessionSpec};
-use a3s_box_protocol::MAX_UNACKNOWLEDGED;
 use a3s_box_protocol::proto::ExitStatus;
 use a3s_box_protocol::proto::stream_open::Kind;
 
@@ -23,12 +17,10 @@ use super::request;
 use crate::agent_client::AgentError;
 use crate::api::ExecOutput;
 use crate::attached::{Attached, StreamReader};
-use crate::attached::{Attached, StreamReader};
 use crate::boxes::LiveBox;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::execution::{ExecTerminal, Execution};
 use crate::shared::Shared;
-use crate::execution::{ExecTerminal, Execution};
 use crate::streams::{self, Collected, End, Output, Reading, StreamError, StreamName};
 
 const SIGKILL: i32 = 9;
@@ -86,14 +78,13 @@ pub(crate) async fn exec_sync(plan: ExecPlan) -> Result<ExecOutput, RuntimeError
 }
 
 /// Starts a process whose client holds its streams.
-pub(crate) async fn exec(
+pub(crate) async fn exec_streams(
     plan: ExecPlan,
     stdin: bool,
-    tasks: &TaskTracker,
-    closing: &CancellationToken,
+    shared: &Shared,
 ) -> Result<Execution, RuntimeError> {
     start(&plan, stdin).await?;
-    match hand_out(&plan, stdin, tasks, closing).await {
+    match hand_out(&plan, stdin, shared).await {
         Ok(execution) => Ok(execution),
         Err(error) => {
             // Nobody will ever hear of it.
@@ -103,12 +94,7 @@ pub(crate) async fn exec(
     }
 }
 
-async fn hand_out(
-    plan: &ExecPlan,
-    stdin: bool,
-    tasks: &TaskTracker,
-    closing: &CancellationToken,
-) -> Result<Execution, RuntimeError> {
+async fn hand_out(plan: &ExecPlan, stdin: bool, shared: &Shared) -> Result<Execution, RuntimeError> {
     let mut streams = Attached::default();
     if stdin {
         let opened = streams::open_input(plan.live.machine.as_ref(), &plan.stream(Kind::Stdin), false).await;
@@ -119,8 +105,8 @@ async fn hand_out(
     let carrying = TaskTracker::new();
     let carry = |reading: Reading| -> StreamReader {
         let (reader, writer) = tokio::io::duplex(READ_AHEAD);
-        let closing = closing.clone();
-        tasks.spawn(carrying.track_future(async move {
+        let closing = shared.closing.clone();
+        shared.tasks.spawn(carrying.track_future(async move {
             closing.run_until_cancelled(streams::pass_on(reading, writer)).await;
         }));
         Box::new(reader)
@@ -138,8 +124,8 @@ async fn hand_out(
         status.map(code).map_err(|error| error.at(FailedStage::Exec, object))
     };
     let (answer, exit) = oneshot::channel();
-    let closing = closing.clone();
-    tasks.spawn(async move {
+    let closing = shared.closing.clone();
+    shared.tasks.spawn(async move {
         if let Some(result) = closing.run_until_cancelled(waiting).await {
             answer.send(result).ok();
         }
@@ -152,10 +138,10 @@ async fn hand_out(
         })
     });
     let terminal = ExecTerminal {
-        agent: plan.live.agent.clone(),
-        session_id: plan.session_id.clone(),
+        live: plan.live.clone(),
+        session_id: plan.session_id.to_string(),
         exec_id: plan.exec_id.clone(),
-        exists: plan.process.terminal,
+        object: plan.object(),
     };
     Ok(Execution { streams, exit, terminal })
 }

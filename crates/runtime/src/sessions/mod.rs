@@ -9,6 +9,6 @@ mod request;
 mod volumes;
 
 pub(crate) use driver::{SessionCommand, SessionDriver, SessionStart};
-pub(crate) use exec::{ExecPlan, exec_streams, exec, exec_sync};
+pub(crate) use exec::{ExecPlan, exec_streams, exec_sync};
 pub(crate) use request::{BoxFacts, layer_name, volume_name};
 pub(crate) use volumes::layer as layer_attachment;
