@@ -251,7 +251,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Images that kubelet is told never to collect, by name.",
         expected: "a list of image references",
         variable: None,
-        set: |c, v| put(&mut c.images.pinned, as_texts(v).filter(|names| names.iter().all(is_reference))),
+        set: |c, v| {
+            put(&mut c.images.pinned, as_texts(v).filter(|names| names.iter().all(|name| is_reference(name))))
+        },
         show: |c| show_texts(&c.images.pinned),
     },
     Setting {
@@ -315,6 +317,11 @@ fn handlers(names: Vec<String>) -> Option<Vec<String>> {
     let spelled = |name: &String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
     let unique = names.iter().enumerate().all(|(at, name)| !names[..at].contains(name));
     (!names.is_empty() && unique && names.iter().all(spelled)).then_some(names)
+}
+
+/// Checked here, so that a slip is told with the name of the setting.
+fn is_reference(name: &str) -> bool {
+    name.parse::<a3s_box_image::reference::Reference>().is_ok()
 }
 
 fn log_filter(text: &str) -> Option<String> {

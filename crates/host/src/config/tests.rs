@@ -125,6 +125,8 @@ fn set_takes_plain_words_and_toml_values() {
         ("size.vcpus", "4"),
         ("runtime_handlers", "[\"\", \"vm\"]"),
         ("images.max_layer_bytes", "1GiB"),
+        ("images.cache_bytes", "0"),
+        ("images.pinned", "[\"pause:3.10\"]"),
     ])
     .load_with(&no_environment)
     .unwrap();
@@ -133,7 +135,10 @@ fn set_takes_plain_words_and_toml_values() {
     assert_eq!(config.size.vcpus, 4);
     assert_eq!(config.runtime_handlers, ["", "vm"]);
     assert_eq!(config.images.max_layer_bytes, 1 << 30);
+    assert_eq!((config.images.cache_bytes, config.images.pinned), (0, vec!["pause:3.10".to_owned()]));
 
+    let error = set(&[("images.pinned", "[\"no reference\"]")]).load_with(&no_environment).unwrap_err();
+    assert!(error.to_string().contains("images.pinned"), "{error}");
     let error = set(&[("vmm.bootlimit", "1s")]).load_with(&no_environment).unwrap_err();
     assert_eq!(
         error.to_string(),
