@@ -25,7 +25,9 @@ impl CriService {
         let image_name = image_of(&config)?;
         check_privileged(&config, request.sandbox_config.as_ref())?;
         let box_id = self.box_id(request.pod_sandbox_id)?;
-        let image = self.images.resolve(&image_name)?;
+        // Its files stay while it is held, even if somebody removes the image before they are attached.
+        let held = self.images.hold(&image_name)?;
+        let image = held.image.clone();
         let spec = session_spec(config, &image.config)?;
         let id = self.boxes.create_session(&box_id, spec, image).await?;
         Ok(CreateContainerResponse { container_id: id.into() })
