@@ -80,17 +80,18 @@ impl AsyncRead for PortConnection {
                     }
                 }
                 Incoming::Piece(left) => {
-                    let mut part = buffer.take(*left);
+                    if buffer.remaining() == 0 {
+                        return Poll::Ready(Ok(()));
+                    }
+                    // The buffer must know that these bytes are initialized, else it would clear them.
+                    let room = buffer.remaining().min(*left);
+                    let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
                     ready!(Pin::new(&mut this.io).poll_read(context, &mut part))?;
-                    let (count, initialized) = (part.filled().len(), part.initialized().len());
+                    let count = part.filled().len();
                     if count == 0 {
                         return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                     }
-                    debug_assert!(initialized >= count);
-                    let filled = buffer.filled().len();
-                    // `part` was a view of the unfilled rest; what it filled is initialized.
-                    buffer.initialize_unfilled_to(count);
-                    buffer.set_filled(filled + count);
+                    buffer.advance(count);
                     *left -= count;
                     if *left == 0 {
                         this.incoming = Incoming::Header([0; HEADER], 0);
