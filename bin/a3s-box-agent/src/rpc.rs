@@ -78,8 +78,13 @@ impl Agent for Service {
     }
 
     async fn wait_exec(&self, request: Request<WaitExecRequest>) -> Answer<ExitStatus> {
-        let exit = self.table.wait_exec(&request.into_inner().exec_id).await.map_err(|e| status(&e))?;
-        Ok(Response::new(exit_to_wire(exit, false)))
+        let (exit, totals) =
+            self.table.wait_exec(&request.into_inner().exec_id).await.map_err(|e| status(&e))?;
+        Ok(Response::new(ExitStatus {
+            stdout_bytes: Some(totals.stdout),
+            stderr_bytes: Some(totals.stderr),
+            ..exit_to_wire(exit, false)
+        }))
     }
 
     async fn signal_exec(&self, request: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
@@ -138,7 +143,13 @@ fn end_to_wire(end: End) -> ExitStatus {
 }
 
 fn exit_to_wire(exit: Exit, oom_killed: bool) -> ExitStatus {
-    ExitStatus { code: exit.code, signal: exit.signal, oom_killed, exited_at_ns: exit.at_ns }
+    ExitStatus {
+        code: exit.code,
+        signal: exit.signal,
+        oom_killed,
+        exited_at_ns: exit.at_ns,
+        ..ExitStatus::default()
+    }
 }
 
 /// Sessions that are still being created have no state that a host could use.

@@ -20,6 +20,7 @@ use crate::reaper::{Exit, Reaper};
 use crate::session::cgroup::Cgroup;
 use crate::spawn::{PidSpace, Spawn};
 use crate::stage::{self, SessionStage};
+use crate::stdio::Totals;
 
 /// More sessions than a pod can have containers.
 const MAX_SESSIONS: usize = 1024;
@@ -398,7 +399,7 @@ impl Table {
     }
 
     /// Waits for the end of an exec and of its output.
-    pub async fn wait_exec(&self, id: &str) -> Result<Exit, SessionError> {
+    pub async fn wait_exec(&self, id: &str) -> Result<(Exit, Totals), SessionError> {
         let exec = self.exec(id)?;
         let exit = exec.wait().await.ok_or(SessionError::TaskFailed)?;
         exec.mark_reported();

@@ -214,9 +214,10 @@ impl TestBox {
             stdin: false,
         };
         self.table.start_exec(request).await.unwrap();
-        let code = self.table.wait_exec(exec).await.unwrap().code;
+        let (exit, totals) = self.table.wait_exec(exec).await.unwrap();
         let stdout = self.read(session, exec, Kind::Stdout).await;
         let stderr = self.read(session, exec, Kind::Stderr).await;
-        Outcome { code, stdout, stderr }
+        assert_eq!((totals.stdout, totals.stderr), (stdout.len() as u64, stderr.len() as u64));
+        Outcome { code: exit.code, stdout, stderr }
     }
 }
