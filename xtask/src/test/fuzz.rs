@@ -1,11 +1,12 @@
 //! The fuzz targets, on stable Rust: the compiler's coverage pass is asked for directly, libFuzzer is linked as usual.
 
-use std::fs;
+use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fs, iter, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Done, Options};
 use crate::{paths, process, tools};
@@ -17,7 +18,12 @@ const FLAGS: &str = "--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cll
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=on";
 
-/// All targets at once, each for the whole time: they need a core each and share nothing.
+/// Targets of what strangers send to a port: they run at least as long as [`PROTOCOL_SECONDS`], however short the
+/// others are.
+const PROTOCOLS: &[&str] = &["channels", "spdy"];
+const PROTOCOL_SECONDS: u64 = 60;
+
+/// As many targets at once as there are processors, so that a second of each is one.
 pub(super) fn run(options: &Options) -> Result<Done> {
     let targets = targets()?;
     let folder = paths::repo().join("fuzz");
@@ -39,20 +45,35 @@ pub(super) fn run(options: &Options) -> Result<Done> {
             .env("RUSTFLAGS", FLAGS),
     )
     .context("building the fuzz targets")?;
-    let seconds = options.fuzz_seconds.max(1);
-    let outcomes: Vec<Result<u64>> = thread::scope(|scope| {
-        let running: Vec<_> =
-            targets.iter().map(|target| scope.spawn(|| fuzz(&folder, target, seconds))).collect();
-        running
+    let runs: Vec<(&str, u64)> =
+        targets.iter().map(|target| (target.as_str(), seconds(target, options.fuzz_seconds))).collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Vec<Result<String>> {
+        iter::from_fn(|| runs.get(next.fetch_add(1, Ordering::Relaxed)))
+            .map(|(target, seconds)| {
+                let inputs = fuzz(&folder, target, *seconds)?;
+                Ok(format!("{target} {inputs} runs in {seconds} s"))
+            })
+            .collect()
+    };
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let outcomes: Vec<Result<String>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors.min(runs.len())).map(|_| scope.spawn(work)).collect();
+        workers
             .into_iter()
-            .map(|run| run.join().unwrap_or_else(|_| bail!("a fuzz run's thread panicked")))
+            .flat_map(|worker| {
+                worker.join().unwrap_or_else(|_| vec![Err(anyhow!("a fuzz run's thread panicked"))])
+            })
             .collect()
     });
-    let mut words = Vec::new();
-    for (target, outcome) in targets.iter().zip(outcomes) {
-        words.push(format!("{target} {} runs", outcome?));
-    }
-    Ok(Done::Passed(format!("{seconds} s each: {}", words.join(", "))))
+    let words: Vec<String> = outcomes.into_iter().collect::<Result<_>>()?;
+    Ok(Done::Passed(words.join(", ")))
+}
+
+/// How long a target runs.
+fn seconds(target: &str, given: u64) -> u64 {
+    let least = if PROTOCOLS.contains(&target) { PROTOCOL_SECONDS } else { 1 };
+    given.max(least)
 }
 
 /// Runs one target from its seeds and what earlier runs found; the number of inputs it tried.
@@ -110,7 +131,14 @@ fn targets() -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::runs;
+    use super::{runs, seconds};
+
+    #[test]
+    fn the_protocols_get_their_minute() {
+        let all = ["spdy", "channels", "reference"];
+        assert_eq!(all.map(|target| seconds(target, 5)), [60, 60, 5]);
+        assert_eq!(all.map(|target| seconds(target, 90)), [90, 90, 90]);
+    }
 
     #[test]
     fn the_last_run_in_the_log_counts() {
