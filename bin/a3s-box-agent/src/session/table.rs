@@ -403,7 +403,7 @@ impl Table {
         let exec = self.exec(id)?;
         let exit = exec.wait().await.ok_or(SessionError::TaskFailed)?;
         exec.mark_reported();
-        Ok(exit)
+        Ok((exit, exec.stdio.totals()))
     }
 
     /// Signals an exec's process; one that has ended is success.
