@@ -62,6 +62,11 @@ impl Layer {
         Self { tar: tar::Builder::new(Vec::new()) }
     }
 
+    /// A layer that is an archive made elsewhere, as it is. Nothing can be added to it: it has its end already.
+    pub fn from_archive(archive: Vec<u8>) -> Self {
+        Self { tar: tar::Builder::new(archive) }
+    }
+
     /// Adds a directory.
     pub fn directory(mut self, path: &str, mode: u32) -> Result<Self> {
         let mut header = header(tar::EntryType::Directory, mode, 0);

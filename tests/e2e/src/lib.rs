@@ -10,4 +10,5 @@ pub mod machine;
 pub mod network;
 pub mod registry;
 pub mod sample;
+pub mod streams;
 pub mod wait;

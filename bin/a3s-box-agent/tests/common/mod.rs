@@ -14,7 +14,8 @@ use a3s_box_agent::{paths, spawn, streams};
 use a3s_box_protocol::framing::{read_message, write_message};
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{
-    Capabilities, CreateSessionRequest, ExecRequest, Mount, Process, StreamAccept, StreamOpen, User, mount,
+    Capabilities, CreateSessionRequest, ExecRequest, ImageVolume, Mount, Process, StreamAccept, StreamOpen,
+    User, mount,
 };
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -135,6 +136,12 @@ pub(crate) fn volume(name: &str, target: &str) -> Mount {
     }
 }
 
+pub(crate) fn image(layers: &[&str], sub_path: &str, target: &str) -> Mount {
+    let layers = layers.iter().map(|name| (*name).to_owned()).collect();
+    let image = ImageVolume { layers, sub_path: sub_path.to_owned() };
+    Mount { source: Some(mount::Source::Image(image)), ..volume("", target) }
+}
+
 /// A session whose only file system contents are busybox in /bin.
 pub(crate) fn session(id: &str, args: &[&str]) -> CreateSessionRequest {
     CreateSessionRequest {
@@ -176,7 +183,7 @@ impl TestBox {
             exec_id: exec.to_owned(),
             kind: kind.into(),
             offset,
-            keep_open: false,
+            ..StreamOpen::default()
         };
         write_message(&mut host, &open).await.unwrap();
         let accept = read_message(&mut host).await.unwrap();

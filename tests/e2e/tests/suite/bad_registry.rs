@@ -18,7 +18,7 @@ use crate::suite::Suite;
 
 /// What a path is answered with.
 #[derive(Clone)]
-enum Reply {
+pub(crate) enum Reply {
     Status(u16),
     Bytes {
         content_type: &'static str,
@@ -26,12 +26,17 @@ enum Reply {
     },
     /// Promises the whole length and closes after half.
     Half(Vec<u8>),
+    /// The whole, in pieces with a pause after each.
+    Slow(Vec<u8>),
     /// Takes the request and says nothing.
     Silence,
 }
 
+const SLOW_PIECES: usize = 8;
+const SLOW_PAUSE: Duration = Duration::from_millis(25);
+
 /// A registry that answers as told; ends with this value.
-struct FakeRegistry {
+pub(crate) struct FakeRegistry {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
@@ -53,7 +58,7 @@ impl FakeRegistry {
     }
 
     /// Serves an image whose blobs may have been tampered with.
-    async fn serving(
+    pub(crate) async fn serving(
         suite: &Suite,
         repository: &str,
         image: &Image,
@@ -72,7 +77,12 @@ impl FakeRegistry {
         Self::start(suite, replies).await
     }
 
-    fn reference(&self, repository: &str) -> String {
+    /// `127.0.0.1:PORT`, as it stands in image references.
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub(crate) fn reference(&self, repository: &str) -> String {
         format!("{}/{repository}:1", self.address)
     }
 }
@@ -108,6 +118,13 @@ async fn answer(stream: TcpStream, replies: &HashMap<String, Reply>) -> Result<(
         Reply::Half(body) => {
             stream.write_all(head("application/octet-stream", body.len(), &digest(body)).as_bytes()).await?;
             stream.write_all(&body[..body.len() / 2]).await?;
+        }
+        Reply::Slow(body) => {
+            stream.write_all(head("application/octet-stream", body.len(), &digest(body)).as_bytes()).await?;
+            for piece in body.chunks(body.len().div_ceil(SLOW_PIECES).max(1)) {
+                stream.write_all(piece).await?;
+                tokio::time::sleep(SLOW_PAUSE).await;
+            }
         }
         Reply::Silence => tokio::time::sleep(Duration::from_secs(3600)).await,
     }

@@ -1,14 +1,21 @@
 //! The image service and what containers see of layers.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use a3s_box_cri::proto::{
     ContainerConfig, Image as CriImage, ImageFsInfoRequest, ImageStatusRequest, ListImagesRequest,
 };
 use a3s_box_e2e::client::{Client, image};
+use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::image::{Encoding, Image, Layer};
+use a3s_box_e2e::registry::write_hosts_toml;
 use a3s_box_e2e::sample::busybox_layer;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use tokio::process::Command;
 
+use crate::bad_registry::{FakeRegistry, Reply};
 use crate::suite::{Suite, exit_code, launch, log_lines};
 
 fn small(text: &str) -> Result<Image> {
@@ -102,5 +109,88 @@ pub(crate) async fn layers_of_every_encoding_hide_what_they_delete(suite: &Suite
         .collect();
     ensure!(output == ["kept", "kept", &name, "again", "new", "long", "2", "over"], "{output:?}");
     client.remove_image(&reference).await?;
+    Ok(())
+}
+
+/// The longest that a daemon lives before it is killed: about what a whole pull takes.
+const PULL_MILLIS: u64 = 400;
+
+/// An image of several layers, and a registry that takes its time with each.
+async fn slow_image(suite: &Suite) -> Result<(Image, FakeRegistry)> {
+    let layer = |seed: u32| {
+        let noise: Vec<u8> =
+            (0..300_000_u32).map(|n| ((n ^ seed).wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        Ok((Layer::new().file(&format!("noise{seed}"), 0o644, &noise)?, Encoding::Gzip))
+    };
+    let image = Image::new((1..=6).map(layer).collect::<Result<_>>()?, &json!({}))?;
+    let slow = image.blobs.iter().map(|blob| (blob.digest.clone(), Reply::Slow(blob.bytes.clone())));
+    let registry = FakeRegistry::serving(suite, "slow", &image, slow.collect::<HashMap<_, _>>()).await?;
+    Ok((image, registry))
+}
+
+/// `a3s-box images verify` on a stopped daemon's store: what it prints, and whether all is good.
+async fn verify(suite: &Suite, settings: &Settings) -> Result<(bool, String)> {
+    let mut command = Command::new(suite.layout().cli());
+    command.arg("--config").arg(settings.state.join("config.toml"));
+    command.args(["images", "verify", "--daemon"]).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output())
+        .await
+        .context("the verification did not end in time")?
+        .context("starting a3s-box")?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The moments are the same in every run: what failed once fails again, as far as clocks allow.
+pub(crate) async fn a_pull_survives_kills_of_the_daemon_at_random_moments(suite: &Suite) -> Result<()> {
+    // In the virtual node a start of the daemon takes long.
+    let kills = if suite.backend() == "libkrun" { 5 } else { 50 };
+    let (_, registry) = slow_image(suite).await?;
+    let reference = registry.reference("slow");
+    let mut settings = Settings {
+        state: suite.state().join("killed"),
+        backend: suite.backend().to_owned(),
+        subnet: "10.213.81.0/24".to_owned(),
+        extra: Vec::new(),
+    };
+    write_hosts_toml(&settings.certs_dir(), &registry.host())?;
+    let mut state = 0x9e37_79b9_u64;
+    let (mut cut, mut whole) = (0, 0);
+    for kill in 0..kills {
+        // Without a cache every pull begins at nothing; with one it goes on where the former ended.
+        let cache = if kill % 2 == 0 { "0" } else { "1GiB" };
+        settings.extra = vec![("images.cache_bytes".to_owned(), cache.to_owned())];
+        let (daemon, mut client) = Daemon::start(suite.layout(), &settings).await?;
+        client.remove_image(&reference).await?;
+        let pulling = {
+            let reference = reference.clone();
+            tokio::spawn(async move { client.pull(&reference).await })
+        };
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        tokio::time::sleep(Duration::from_millis((state >> 33) % PULL_MILLIS)).await;
+        // Dropping it is `kill -9`.
+        drop(daemon);
+        match pulling.await? {
+            Ok(_) => whole += 1,
+            Err(_) => cut += 1,
+        }
+        let (good, text) =
+            if kill % 10 == 9 { verify(suite, &settings).await? } else { (true, String::new()) };
+        ensure!(good, "after {} kills: {text}", kill + 1);
+    }
+    ensure!(
+        cut >= kills / 4,
+        "of {kills} pulls only {cut} were cut short; {whole} were faster than the kill"
+    );
+
+    let (daemon, mut client) = Daemon::start(suite.layout(), &settings).await?;
+    let id = client.pull(&reference).await.context("the pull after the last kill")?;
+    ensure!(status(&mut client, &reference).await?.is_some_and(|image| image.id == id));
+    let (refused, text) = verify(suite, &settings).await.map(|(good, text)| (!good, text))?;
+    ensure!(refused && text.contains("stop it first"), "beside a running daemon: {text}");
+    let ended = daemon.stop().await?;
+    ensure!(ended.success(), "the daemon ended with {ended}");
+    let (good, text) = verify(suite, &settings).await?;
+    ensure!(good && text.contains("8 files good, 0 damaged, 0 not measured yet"), "{text}");
     Ok(())
 }

@@ -18,6 +18,7 @@ mod images;
 mod logs;
 mod pods;
 mod stats;
+mod streams;
 mod suite;
 mod volumes;
 
@@ -55,6 +56,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     bad_registry::a_layer_with_other_bytes_than_promised_fails_the_pull,
     bad_registry::a_layer_with_names_that_cannot_be_fails_the_pull,
     bad_registry::a_config_that_lies_about_its_layers_fails_the_pull,
+    images::a_pull_survives_kills_of_the_daemon_at_random_moments,
     pods::a_pod_lives_its_life_in_a_kernel_of_its_own,
     pods::a_running_pod_is_removed_by_force,
     pods::two_pods_run_side_by_side_and_lists_are_filtered,
@@ -65,7 +67,13 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     containers::bad_paths_fail_with_their_reason,
     logs::streams_are_apart_and_partial_lines_are_marked,
     logs::a_rotated_log_is_reopened,
+    streams::commands_have_their_output_input_and_exit_code,
+    streams::a_terminal_has_a_size_and_takes_keys,
+    streams::several_clients_are_attached_and_their_input_ends_as_asked,
+    streams::ports_that_only_listen_on_loopback_are_forwarded,
+    streams::many_short_commands_leave_nothing_in_the_daemon,
     volumes::a_folder_of_the_host_is_shared_as_asked,
+    volumes::an_image_is_mounted_read_only,
     stats::a_containers_use_of_cpu_memory_and_disk_is_told,
     images::layers_of_every_encoding_hide_what_they_delete,
     cli::run_gives_the_commands_output_and_exit_code,
