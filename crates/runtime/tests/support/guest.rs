@@ -2,7 +2,10 @@
 //!
 //! The first word of a process says what it does:
 //! `sleep` (until killed) · `deaf` (until SIGKILL) · `immortal` · `print TEXT` · `fail CODE` · `count N` (numbered lines, then sleeps)
-//! · `missing` (cannot be executed)
+//! · `missing` (cannot be executed) · `cat` (until its input ends) · `flood N` (so many bytes, then sleeps)
+//! · `mute TEXT` (prints as on a backend that does not pass on the end of a stream)
+//!
+//! Port 7 of the pod echoes and ends when its client does, port 13 lies about a length, others are closed.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -15,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status};
 
+use a3s_box_protocol::chunks;
 use a3s_box_protocol::framing::{read_message, write_message};
 use a3s_box_protocol::proto::agent_server::{Agent, AgentServer};
 use a3s_box_protocol::proto::stream_open::Kind;
@@ -38,6 +42,8 @@ struct Proc {
     exit: watch::Sender<Option<ExitStatus>>,
     out: watch::Sender<Pipe>,
     err: watch::Sender<Pipe>,
+    /// The agent keeps the connections of outputs open although they have ended, as those of some backends.
+    mute: bool,
 }
 
 impl Proc {
@@ -48,18 +54,30 @@ impl Proc {
             exit: watch::Sender::new(None),
             out: watch::Sender::new(Pipe::default()),
             err: watch::Sender::new(Pipe::default()),
+            mute: false,
         }))
     }
 
     fn write(&self, text: &str) {
-        self.out.send_modify(|pipe| pipe.bytes.extend_from_slice(text.as_bytes()));
+        self.write_bytes(text.as_bytes());
+    }
+
+    fn write_bytes(&self, bytes: &[u8]) {
+        self.out.send_modify(|pipe| pipe.bytes.extend_from_slice(bytes));
     }
 
     fn end(&self, code: i32) {
         if self.exit.borrow().is_none() {
-            self.out.send_modify(|pipe| pipe.closed = true);
-            self.err.send_modify(|pipe| pipe.closed = true);
-            self.exit.send_replace(Some(ExitStatus { code, ..ExitStatus::default() }));
+            self.out.send_modify(|pipe| pipe.closed = !self.mute);
+            self.err.send_modify(|pipe| pipe.closed = !self.mute);
+            let length = |pipe: &watch::Sender<Pipe>| Some(pipe.borrow().bytes.len() as u64);
+            let (stdout_bytes, stderr_bytes) = (length(&self.out), length(&self.err));
+            self.exit.send_replace(Some(ExitStatus {
+                code,
+                stdout_bytes,
+                stderr_bytes,
+                ..ExitStatus::default()
+            }));
         }
     }
 
@@ -73,6 +91,13 @@ impl Proc {
                 own.write(&word(1));
                 own.end(0);
             }
+            "mute" => {
+                let text = word(1);
+                own.mute = true;
+                own.write(&text);
+                own.end(0);
+            }
+            "flood" => own.write_bytes(&vec![b'x'; word(1).parse().unwrap()]),
             "fail" => own.end(word(1).parse().unwrap()),
             "count" => {
                 let (count, this): (u32, _) = (word(1).parse().unwrap(), this.clone());
@@ -108,6 +133,8 @@ pub struct Guest {
     connections: mpsc::UnboundedSender<std::io::Result<UnixStream>>,
     processes: Mutex<HashMap<String, Arc<Mutex<Proc>>>>,
     pub sessions: Mutex<Vec<String>>,
+    /// Those of the session that was made last.
+    pub mounts: Mutex<Vec<Mount>>,
     /// The answer to Stats; without one it is refused.
     pub usage: Mutex<Option<StatsResponse>>,
 }
@@ -121,6 +148,7 @@ impl Guest {
             connections,
             processes: Mutex::default(),
             sessions: Mutex::default(),
+            mounts: Mutex::default(),
             usage: Mutex::default(),
         });
         let service = AgentServer::new(Service(guest.clone()));
@@ -150,12 +178,27 @@ impl Guest {
 
     async fn serve_stream(&self, mut stream: UnixStream) -> Option<()> {
         let open: StreamOpen = read_message(&mut stream).await.ok()?;
+        if open.kind() == Kind::Tcp {
+            return serve_port(stream, open.port).await;
+        }
         let key = if open.exec_id.is_empty() { &open.session_id } else { &open.exec_id };
         let process = self.find(key);
         let Ok(process) = process else {
             let refusal = StreamAccept { error: "no such process".to_owned(), offset: 0 };
             return write_message(&mut stream, &refusal).await.ok();
         };
+        if open.kind() == Kind::Stdin {
+            write_message(&mut stream, &StreamAccept::default()).await.ok()?;
+            let mut bytes = Vec::with_capacity(4096);
+            while stream.read_buf(&mut bytes).await.ok()? > 0 {
+                process.lock().unwrap().write_bytes(&bytes);
+                bytes.clear();
+            }
+            if !open.keep_open {
+                process.lock().unwrap().end(0);
+            }
+            return Some(());
+        }
         let pipe = {
             let process = process.lock().unwrap();
             if open.kind() == Kind::Stderr { process.err.clone() } else { process.out.clone() }
@@ -218,6 +261,20 @@ impl Guest {
     }
 }
 
+async fn serve_port(mut stream: UnixStream, port: u32) -> Option<()> {
+    let error = if matches!(port, 7 | 13) { "" } else { "port 80: Connection refused" };
+    write_message(&mut stream, &StreamAccept { error: error.to_owned(), offset: 0 }).await.ok()?;
+    let (mut from_host, mut to_host) = stream.into_split();
+    if port == 13 {
+        to_host.write_all(&[0xff; 8]).await.ok()?;
+    } else if port == 7 {
+        let mut bytes = Vec::new();
+        chunks::unpack(&mut from_host, &mut bytes).await.ok()?;
+        chunks::pack(&mut bytes.as_slice(), &mut to_host).await.ok()?;
+    }
+    Some(())
+}
+
 struct Service(Arc<Guest>);
 
 #[tonic::async_trait]
@@ -237,6 +294,7 @@ impl Agent for Service {
         let request = request.into_inner();
         self.0.processes.lock().unwrap().insert(request.session_id.clone(), Proc::new(request.process));
         self.0.sessions.lock().unwrap().push(request.session_id);
+        *self.0.mounts.lock().unwrap() = request.mounts;
         Ok(Response::new(CreateSessionResponse {}))
     }
 
