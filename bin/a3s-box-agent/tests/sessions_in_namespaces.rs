@@ -13,7 +13,7 @@ use a3s_box_protocol::proto::{
     CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, Mount, PidMode, Resources, Rlimit, Rootfs,
     User, mount,
 };
-use common::{in_a_box, process, session, shell, volume};
+use common::{image, in_a_box, process, session, shell, volume};
 use tokio::io::AsyncWriteExt;
 
 #[test]
@@ -82,7 +82,7 @@ fn a_missing_program_fails_the_start_and_ends_the_session() {
 fn a_session_that_cannot_be_made_holds_nothing_and_may_be_tried_again() {
     in_a_box(|b| async move {
         type Spoil = Box<dyn Fn(&mut CreateSessionRequest)>;
-        let cases: [(&str, Spoil); 7] = [
+        let cases: [(&str, Spoil); 9] = [
             (
                 "does not exist in this guest",
                 Box::new(|r| {
@@ -109,6 +109,11 @@ fn a_session_that_cannot_be_made_holds_nothing_and_may_be_tried_again() {
                 }),
             ),
             ("open the volume", Box::new(|r| r.mounts.push(volume("../images", "/images")))),
+            (
+                "mount at /model: the image has no \"weights/v2\"",
+                Box::new(|r| r.mounts.push(image(&[], "weights/v2", "/model"))),
+            ),
+            ("mount its EROFS file", Box::new(|r| r.mounts.push(image(&["absent.erofs"], "", "/model")))),
             (
                 "working directory \"/dev/null\"",
                 Box::new(|r| r.process.as_mut().unwrap().cwd = "/dev/null".into()),
@@ -428,5 +433,22 @@ fn a_session_that_was_never_started_can_be_killed_and_deleted() {
         b.table.delete("idle").await.unwrap();
         b.table.create(session("idle", &["true"])).await.unwrap();
         b.table.delete("idle").await.unwrap();
+    });
+}
+
+#[test]
+fn an_image_volume_cannot_be_written_even_if_the_host_forgets_to_say_so() {
+    in_a_box(|b| async move {
+        let mut request = shell("reader", "ls /model && touch /model/file");
+        request.mounts.push(image(&[], "", "/model"));
+        let seen = b.run(request).await;
+        assert_ne!(seen.code, 0);
+        assert_eq!(seen.stdout, "");
+        assert!(seen.stderr.contains("Read-only file system"), "{}", seen.stderr);
+        // The volume's root is its own: a sub path leads nowhere above it.
+        let mut request = shell("looker", "ls /above /root");
+        request.mounts.push(image(&[], "../..", "/above"));
+        request.mounts.push(image(&[], "/", "/root"));
+        assert_eq!(b.run(request).await.stdout, "/above:\n\n/root:\n");
     });
 }

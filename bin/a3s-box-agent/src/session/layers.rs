@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use a3s_box_protocol::proto::{CreateSessionRequest, mount::Source};
 use rustix::mount::{MountFlags, UnmountFlags};
 use thiserror::Error;
 
@@ -82,21 +83,24 @@ impl Layers {
     }
 }
 
-impl Lease {
-    /// Mount points in the order of the names.
-    pub fn places(&self) -> Vec<String> {
-        self.names.iter().map(|n| place(n).to_string_lossy().into_owned()).collect()
-    }
-}
-
 impl Drop for Lease {
     fn drop(&mut self) {
         self.names.iter().for_each(|n| self.layers.release_one(n));
     }
 }
 
-fn place(name: &str) -> PathBuf {
-    Path::new(paths::LAYERS).join(name)
+/// All layers that a session needs: those of its root file system, then those of its volumes.
+pub fn names(request: &CreateSessionRequest) -> Vec<String> {
+    let volumes = request.mounts.iter().filter_map(|mount| match &mount.source {
+        Some(Source::Image(image)) => Some(&image.layers),
+        Some(Source::PodVolume(_) | Source::TmpfsBytes(_)) | None => None,
+    });
+    request.rootfs.iter().map(|rootfs| &rootfs.layers).chain(volumes).flatten().cloned().collect()
+}
+
+/// Where a layer is mounted while somebody has a lease of it.
+pub fn place(name: &str) -> String {
+    format!("{}/{name}", paths::LAYERS)
 }
 
 fn mount(name: &str) -> Result<(), LayerError> {

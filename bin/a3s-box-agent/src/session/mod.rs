@@ -253,7 +253,7 @@ impl Namespaces {
 /// Files that a session uses: leased layers and a directory on the scratch disk.
 #[derive(Debug)]
 pub struct Holdings {
-    layers: Lease,
+    _layers: Lease,
     directory: Directory,
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::exec::{self, Exec};
 use super::launch::{self, Control, StageProcess};
-use super::layers::Layers;
+use super::layers::{self, Layers};
 use super::{Directory, End, Holdings, Live, Namespaces, Phase, Session, SessionError};
 use crate::control;
 use crate::paths;
@@ -172,12 +172,10 @@ impl Table {
     }
 
     async fn acquire(&self, request: &CreateSessionRequest) -> Result<Holdings, SessionError> {
-        let names = request.rootfs.clone().unwrap_or_default().layers;
+        let names = layers::names(request);
         let (layers, id) = (self.inner.layers.clone(), request.session_id.clone());
-        let acquire = move || {
-            let layers = layers.acquire(&names)?;
-            Ok(Holdings { layers, directory: Directory::make(&id)? })
-        };
+        let acquire =
+            move || Ok(Holdings { _layers: layers.acquire(&names)?, directory: Directory::make(&id)? });
         // Mounting waits for the host's file server.
         tokio::task::spawn_blocking(acquire).await.map_err(|_| SessionError::TaskFailed)?
     }
@@ -191,7 +189,12 @@ impl Table {
         let process = request.process.clone().unwrap_or_default();
         let spec = SessionStage {
             request: Some(request.clone()),
-            layers: holdings.layers.places(),
+            layers: request
+                .rootfs
+                .iter()
+                .flat_map(|rootfs| &rootfs.layers)
+                .map(|n| layers::place(n))
+                .collect(),
             directory: holdings.directory.path.to_string_lossy().into_owned(),
         };
         // Kept until the process is started: they hold the namespace that it joins.

@@ -34,6 +34,17 @@ pub enum StageError {
         #[source]
         source: io::Error,
     },
+    /// What an image volume shall show of its image is not there.
+    #[error("mount at {target}: the image has no {sub_path:?}: {source}")]
+    SubPath {
+        /// Path in the session.
+        target: String,
+        /// Path in the image.
+        sub_path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// An option of a mount is not known.
     #[error("mount at {target}: unknown option {option:?}")]
     MountOption {
@@ -87,6 +98,7 @@ impl StageError {
         match self {
             Self::System { .. } | Self::Specification(_) => FailureKind::Internal,
             Self::Mount { .. }
+            | Self::SubPath { .. }
             | Self::MountOption { .. }
             | Self::MountSource { .. }
             | Self::WorkingDirectory { .. }

@@ -8,6 +8,7 @@ pub mod devices;
 pub mod environment;
 pub mod error;
 pub mod filesystem;
+pub mod images;
 pub mod mounts;
 pub mod process;
 pub mod program;

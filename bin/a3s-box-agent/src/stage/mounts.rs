@@ -8,12 +8,13 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::error::StageError;
 use super::filesystem::{Attributes, harmless, make};
+use super::images;
 use super::tree::{Node, Tree, attach, bind, node_for};
 use crate::paths;
 use crate::sys::{self, attr};
 
-/// Mounts a volume or a tmpfs.
-pub fn mount(tree: &Tree, mount: &Mount) -> Result<(), StageError> {
+/// Mounts a volume, a tmpfs or an image. `directory` is the session's on the scratch disk.
+pub fn mount(tree: &Tree, mount: &Mount, directory: &str) -> Result<(), StageError> {
     let set = attributes(mount)?;
     let fail =
         |step: &'static str| move |source| StageError::Mount { target: mount.target.clone(), step, source };
@@ -24,6 +25,7 @@ pub fn mount(tree: &Tree, mount: &Mount) -> Result<(), StageError> {
     let detached = match &mount.source {
         Some(Source::PodVolume(name)) => open_volume(name).map_err(fail("open the volume"))?,
         Some(Source::TmpfsBytes(bytes)) => tmpfs(*bytes).map_err(fail("make a tmpfs"))?,
+        Some(Source::Image(image)) => images::open(image, &mount.target, directory)?,
         None => return Err(missing("it has no source")),
     };
     if set != 0 {
@@ -35,7 +37,8 @@ pub fn mount(tree: &Tree, mount: &Mount) -> Result<(), StageError> {
 }
 
 fn attributes(mount: &Mount) -> Result<u64, StageError> {
-    let mut set = if mount.readonly { attr::RDONLY } else { 0 };
+    let image = matches!(mount.source, Some(Source::Image(_)));
+    let mut set = if mount.readonly || image { attr::RDONLY } else { 0 };
     for option in &mount.options {
         set |= match option.as_str() {
             "ro" => attr::RDONLY,

@@ -26,7 +26,7 @@ pub fn assemble(stage: &SessionStage) -> Result<Tree, StageError> {
     kernel_file_systems(&tree, request.privileged)?;
     devices::mount(&tree, request.privileged).context("fill", "/dev")?;
     for mount in &request.mounts {
-        mounts::mount(&tree, mount)?;
+        mounts::mount(&tree, mount, &stage.directory)?;
     }
     mounts::mount_etc(&tree, &request.etc_files, &request.mounts, &format!("{}/etc", stage.directory))?;
     mounts::mask(&tree, &request.masked_paths)?;
