@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use a3s_box_image::HeldImage;
 use a3s_box_runtime::SessionStatus;
 
-use crate::convert::container::{image_of, session_spec};
+use crate::convert::container::{image_of, session_spec, volume_images};
 use crate::convert::{InvalidRequest, required, status};
 use crate::error::{CriError, gone_is_success};
 use crate::filter::shows_container;
@@ -28,9 +29,20 @@ impl CriService {
         // Its files stay while it is held, even if somebody removes the image before they are attached.
         let held = self.images.hold(&image_name)?;
         let image = held.image.clone();
-        let spec = session_spec(config, &image.config)?;
+        let held_volumes = self.volumes(&config)?;
+        let volumes = held_volumes.iter().map(|(name, held)| (name.clone(), held.image.clone())).collect();
+        let spec = session_spec(config, &image.config, &volumes)?;
         let id = self.boxes.create_session(&box_id, spec, image).await?;
         Ok(CreateContainerResponse { container_id: id.into() })
+    }
+
+    /// The images that the container mounts, held, by the client's words for them.
+    fn volumes(&self, config: &ContainerConfig) -> Result<HashMap<String, HeldImage>, CriError> {
+        let hold = |(field, name): (String, &str)| match self.images.hold(name) {
+            Ok(image) => Ok((name.to_owned(), image)),
+            Err(source) => Err(CriError::VolumeImage { field, source }),
+        };
+        volume_images(config).map(hold).collect()
     }
 
     pub(crate) async fn start_container(

@@ -1,8 +1,9 @@
 //! `ContainerConfig` and the image's configuration to [`SessionSpec`].
 
+use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
-use a3s_box_core::image::ImageConfig;
+use a3s_box_core::image::{ImageConfig, ResolvedImage};
 use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SessionSpec};
 
 use super::{InvalidRequest, given, non_empty, required, resources, security, signal, sorted};
@@ -31,9 +32,21 @@ fn shown_name(config: &ContainerConfig) -> Result<String, InvalidRequest> {
     Ok(specified.unwrap_or(resolved))
 }
 
+/// The images that a container mounts: the field of each, and the client's words for the image.
+pub fn volume_images(config: &ContainerConfig) -> impl Iterator<Item = (String, &str)> {
+    config.mounts.iter().enumerate().filter_map(|(index, mount)| {
+        let image = mount.image.as_ref()?;
+        Some((format!("config.mounts[{index}].image"), image.image.as_str()))
+    })
+}
+
 /// The session that a CreateContainer request asks for. `image` is the configuration of the image that
-/// [`image_of`] names.
-pub fn session_spec(config: ContainerConfig, image: &ImageConfig) -> Result<SessionSpec, InvalidRequest> {
+/// [`image_of`] names; `volumes` are the images that [`volume_images`] names, by the client's words.
+pub fn session_spec(
+    config: ContainerConfig,
+    image: &ImageConfig,
+    volumes: &HashMap<String, ResolvedImage>,
+) -> Result<SessionSpec, InvalidRequest> {
     let image_ref = shown_name(&config)?;
     refuse_foreign(&config)?;
     let (name, attempt) = identity(config.metadata)?;
@@ -63,7 +76,7 @@ pub fn session_spec(config: ContainerConfig, image: &ImageConfig) -> Result<Sess
             .mounts
             .into_iter()
             .enumerate()
-            .map(|(index, wanted)| mount(wanted, &format!("config.mounts[{index}]")))
+            .map(|(index, wanted)| mount(wanted, &format!("config.mounts[{index}]"), volumes))
             .collect::<Result<_, _>>()?,
         pid_namespace: security::pid_namespace(&context, CONTEXT)?,
         limits: limits.unwrap_or_default(),
@@ -179,22 +192,17 @@ fn log_path(path: String) -> Result<PathBuf, InvalidRequest> {
     Ok(relative.to_owned())
 }
 
-fn mount(wanted: Mount, field: &str) -> Result<MountSpec, InvalidRequest> {
-    let target = non_empty(wanted.container_path, &format!("{field}.container_path"))?;
+fn mount(
+    wanted: Mount,
+    field: &str,
+    volumes: &HashMap<String, ResolvedImage>,
+) -> Result<MountSpec, InvalidRequest> {
+    let target = non_empty(wanted.container_path.clone(), &format!("{field}.container_path"))?;
     // A relative path starts at the container's root.
     let target = if target.starts_with('/') { target } else { format!("/{target}") };
-    if wanted.image.is_some() {
-        let problem = "image volumes are not supported yet; use another kind of volume";
-        return Err(InvalidRequest::new(format!("{field}.image"), problem));
-    }
     if !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty() {
         let problem = "id-mapped mounts are not offered by this runtime handler";
         return Err(InvalidRequest::new(format!("{field}.uidMappings"), problem));
-    }
-    let path = PathBuf::from(non_empty(wanted.host_path, &format!("{field}.host_path"))?);
-    if !path.is_absolute() {
-        let problem = format!("{} is not an absolute path", path.display());
-        return Err(InvalidRequest::new(format!("{field}.host_path"), problem));
     }
     let propagate = match MountPropagation::try_from(wanted.propagation) {
         Ok(MountPropagation::PropagationPrivate) => false,
@@ -218,16 +226,52 @@ fn mount(wanted: Mount, field: &str) -> Result<MountSpec, InvalidRequest> {
             return Err(InvalidRequest::new(format!("{field}.mount_options[{index}]"), problem));
         }
     }
-    Ok(MountSpec {
-        source: MountSource::Host { path, propagate, recursive_readonly: wanted.recursive_read_only },
-        target,
-        readonly: wanted.readonly,
-        options: wanted.mount_options,
+    let source = match &wanted.image {
+        Some(image) => image_source(&wanted, &image.image, field, volumes)?,
+        None => {
+            let path = PathBuf::from(non_empty(wanted.host_path, &format!("{field}.host_path"))?);
+            if !path.is_absolute() {
+                let problem = format!("{} is not an absolute path", path.display());
+                return Err(InvalidRequest::new(format!("{field}.host_path"), problem));
+            }
+            MountSource::Host { path, propagate, recursive_readonly: wanted.recursive_read_only }
+        }
+    };
+    Ok(MountSpec { source, target, readonly: wanted.readonly, options: wanted.mount_options })
+}
+
+/// Propagation needs no word: nothing is ever mounted below an image.
+fn image_source(
+    wanted: &Mount,
+    reference: &str,
+    field: &str,
+    volumes: &HashMap<String, ResolvedImage>,
+) -> Result<MountSource, InvalidRequest> {
+    let refused = |name, problem: &str| Err(InvalidRequest::new(format!("{field}.{name}"), problem));
+    if !wanted.readonly {
+        return refused("readonly", "an image volume cannot be written; set it");
+    }
+    if !wanted.host_path.is_empty() {
+        return refused("host_path", "a mount has an image or a host path; leave one out");
+    }
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(&wanted.image_sub_path).components().all(inside) {
+        return refused("image_sub_path", "give a path relative to the image's root, without \"..\"");
+    }
+    let Some(image) = volumes.get(reference) else {
+        return refused("image", &format!("there is no image {reference:?}; pull it first"));
+    };
+    Ok(MountSource::Image {
+        reference: reference.to_owned(),
+        id: image.id.clone(),
+        layers: image.layers.clone(),
+        sub_path: wanted.image_sub_path.clone(),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_core::image::Layer;
     use a3s_box_core::spec::PidNamespace;
 
     use super::*;
@@ -254,7 +298,14 @@ mod tests {
     }
 
     fn convert(config: ContainerConfig) -> Result<SessionSpec, InvalidRequest> {
-        session_spec(config, &image())
+        let layer = Layer { diff_id: "sha256:0a".to_owned(), erofs: "/images/0a.erofs".into() };
+        let model = ResolvedImage {
+            id: "sha256:77".to_owned(),
+            digest_ref: "registry/model@sha256:88".to_owned(),
+            config: ImageConfig::default(),
+            layers: vec![layer],
+        };
+        session_spec(config, &image(), &HashMap::from([("model:1".to_owned(), model)]))
     }
 
     fn refused_field(config: ContainerConfig) -> String {
@@ -287,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_container_without_any_command_is_refused() {
-        let error = session_spec(config(), &ImageConfig::default()).unwrap_err();
+        let error = session_spec(config(), &ImageConfig::default(), &HashMap::new()).unwrap_err();
         assert_eq!(error.field, "config.command");
     }
 
@@ -384,12 +435,45 @@ mod tests {
             ("container_path", (|m| m.container_path.clear()) as fn(&mut Mount)),
             ("host_path", |m| m.host_path.clear()),
             ("host_path", |m| m.host_path = "relative".to_owned()),
-            ("image", |m| m.image = Some(ImageSpec::default())),
             ("uidMappings", |m| m.gid_mappings = vec![IdMapping::default()]),
             ("propagation", |m| m.propagation = MountPropagation::PropagationBidirectional.into()),
             ("propagation", |m| m.propagation = 9),
             ("recursive_read_only", |m| m.recursive_read_only = true),
             ("mount_options[0]", |m| m.mount_options = vec!["bind".to_owned()]),
+        ] {
+            assert_eq!(refused_field(volume(change)), format!("config.mounts[0].{field}"));
+        }
+    }
+
+    #[test]
+    fn an_image_volume_is_read_only_and_stays_inside_of_its_image() {
+        let volume = |change: fn(&mut Mount)| {
+            let mut mount = Mount {
+                container_path: "/model".to_owned(),
+                image: Some(ImageSpec { image: "model:1".to_owned(), ..Default::default() }),
+                image_sub_path: "weights/v2".to_owned(),
+                readonly: true,
+                ..Default::default()
+            };
+            change(&mut mount);
+            ContainerConfig { mounts: vec![mount], ..config() }
+        };
+        let asked = volume(|_| {});
+        let named: Vec<_> = volume_images(&asked).collect();
+        assert_eq!(named, [("config.mounts[0].image".to_owned(), "model:1")]);
+        let mounts = convert(asked.clone()).unwrap().mounts;
+        assert!(mounts[0].readonly);
+        let MountSource::Image { reference, id, layers, sub_path } = &mounts[0].source else {
+            panic!("{mounts:?}")
+        };
+        assert_eq!((reference.as_str(), id.as_str(), layers.len()), ("model:1", "sha256:77", 1));
+        assert_eq!(sub_path, "weights/v2");
+        for (field, change) in [
+            ("readonly", (|m| m.readonly = false) as fn(&mut Mount)),
+            ("host_path", |m| m.host_path = "/var/lib/x".to_owned()),
+            ("image_sub_path", |m| m.image_sub_path = "a/../../b".to_owned()),
+            ("image_sub_path", |m| m.image_sub_path = "/etc".to_owned()),
+            ("image", |m| m.image = Some(ImageSpec::default())),
         ] {
             assert_eq!(refused_field(volume(change)), format!("config.mounts[0].{field}"));
         }

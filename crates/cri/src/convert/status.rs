@@ -186,8 +186,19 @@ fn times(phase: &SessionPhase) -> Times {
 }
 
 fn mount(mount: &MountSpec) -> Option<proto::Mount> {
+    let common = proto::Mount {
+        container_path: mount.target.clone(),
+        readonly: mount.readonly,
+        mount_options: mount.options.clone(),
+        ..Default::default()
+    };
     let (path, propagate, recursive_readonly) = match &mount.source {
         MountSource::Host { path, propagate, recursive_readonly } => (path, *propagate, *recursive_readonly),
+        MountSource::Image { reference, id, sub_path, .. } => {
+            let image =
+                proto::ImageSpec { image: reference.clone(), image_ref: id.clone(), ..Default::default() };
+            return Some(proto::Mount { image: Some(image), image_sub_path: sub_path.clone(), ..common });
+        }
         // No client of CRI asked for it.
         MountSource::Tmpfs { .. } => return None,
     };
@@ -197,13 +208,10 @@ fn mount(mount: &MountSpec) -> Option<proto::Mount> {
         proto::MountPropagation::PropagationPrivate
     };
     Some(proto::Mount {
-        container_path: mount.target.clone(),
         host_path: path.display().to_string(),
-        readonly: mount.readonly,
         propagation: propagation.into(),
         recursive_read_only: recursive_readonly,
-        mount_options: mount.options.clone(),
-        ..Default::default()
+        ..common
     })
 }
 
@@ -366,7 +374,30 @@ mod tests {
                 readonly: false,
                 options: vec![],
             },
+            MountSpec {
+                source: MountSource::Image {
+                    reference: "model:1".to_owned(),
+                    id: "sha256:77".to_owned(),
+                    layers: vec![],
+                    sub_path: "weights".to_owned(),
+                },
+                target: "/model".to_owned(),
+                readonly: true,
+                options: vec![],
+            },
         ];
-        assert_eq!(container_status(&session, String::new()).mounts, [asked]);
+        let image = proto::ImageSpec {
+            image: "model:1".to_owned(),
+            image_ref: "sha256:77".to_owned(),
+            ..Default::default()
+        };
+        let volume = proto::Mount {
+            container_path: "/model".to_owned(),
+            readonly: true,
+            image: Some(image),
+            image_sub_path: "weights".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(container_status(&session, String::new()).mounts, [asked, volume]);
     }
 }
