@@ -151,3 +151,57 @@ fn pick(stdio: &Stdio, kind: Kind, open: &StreamOpen) -> Result<Stream, StreamEr
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Dials a server's port as a host that sends `said` does; the answer is what came back.
+    async fn ask(port: u16, said: &[u8]) -> Vec<u8> {
+        let tcp = connect(port.into()).await.unwrap();
+        let (near, far) = duplex(1000);
+        let agent = tokio::spawn(async move {
+            let (mut from_host, mut to_host) = split(far);
+            relay(tcp, &mut from_host, &mut to_host).await
+        });
+        let (mut from_agent, mut to_agent) = split(near);
+        let (mut said, mut got) = (said, Vec::new());
+        let (sent, read) =
+            tokio::join!(chunks::pack(&mut said, &mut to_agent), chunks::unpack(&mut from_agent, &mut got));
+        sent.unwrap();
+        read.unwrap();
+        agent.await.unwrap().unwrap();
+        got
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_after_the_end_of_the_question_is_heard() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let server = tokio::spawn(async move {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut question = Vec::new();
+                client.read_to_end(&mut question).await.unwrap();
+                client.write_all(&question).await.unwrap();
+            });
+            let said: Vec<u8> = (0..100_000).map(|i: u32| (i % 241) as u8).collect();
+            assert!(ask(port, &said).await == said, "{address}");
+            server.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let refused = connect(port.into()).await.unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("port {port}: Connection refused")), "{refused}");
+        assert!(matches!(connect(0).await, Err(StreamError::Port(0))));
+        assert!(matches!(connect(65536).await, Err(StreamError::Port(65536))));
+    }
+}
