@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::sync::PollSender;
+use tokio_util::sync::{CancellationToken, PollSender};
 
 /// What one stream keeps for a reader that does not read. Then its whole connection waits.
 const STREAM_BUFFER: usize = 256 * 1024;
@@ -96,6 +96,8 @@ pub struct ChunkWriter {
     ended: bool,
     /// Called when it is dropped before its end.
     abandon: Option<Box<dyn FnOnce() + Send + Sync>>,
+    /// Cancelled when the other side wants no more of this stream.
+    unwanted: Option<CancellationToken>,
 }
 
 impl ChunkWriter {
@@ -104,13 +106,23 @@ impl ChunkWriter {
         tag: u32,
         abandon: Option<Box<dyn FnOnce() + Send + Sync>>,
     ) -> Self {
-        Self { packets: PollSender::new(packets), tag, ended: false, abandon }
+        Self { packets: PollSender::new(packets), tag, ended: false, abandon, unwanted: None }
     }
 
     /// Dropped before its end, it ends nothing: the connection's own end will do.
     pub(crate) fn keep(mut self) -> Self {
         self.abandon = None;
         self
+    }
+
+    /// Writing fails once the token is cancelled.
+    pub(crate) fn until(mut self, unwanted: CancellationToken) -> Self {
+        self.unwanted = Some(unwanted);
+        self
+    }
+
+    fn is_over(&self) -> bool {
+        self.ended || self.unwanted.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>, packet: Packet) -> Poll<io::Result<()>> {
@@ -126,7 +138,7 @@ impl AsyncWrite for ChunkWriter {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.ended {
+        if self.is_over() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if bytes.is_empty() {
@@ -146,7 +158,7 @@ impl AsyncWrite for ChunkWriter {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ended {
+        if self.is_over() {
             return Poll::Ready(Ok(()));
         }
         let tag = self.tag;

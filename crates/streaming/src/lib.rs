@@ -7,6 +7,7 @@
 mod activity;
 pub mod backend;
 mod chunks;
+pub mod client;
 mod portforward;
 mod remotecommand;
 pub mod server;

@@ -146,14 +146,15 @@ impl Shared {
     /// Enters a stream and makes the user's ends of it.
     pub(super) fn stream(self: &Arc<Self>, id: u32, headers: Headers) -> Stream {
         let (inbox, reader) = inbox();
-        self.streams.insert(id, inbox);
+        let unwanted = CancellationToken::new();
+        self.streams.insert(id, inbox, unwanted.clone());
         let shared = self.clone();
         let abandon = move || {
             if shared.streams.remove(id) {
                 shared.outbox.push(Frame::Reset { id, status: status::CANCEL });
             }
         };
-        let writer = ChunkWriter::new(self.packets.clone(), id, Some(Box::new(abandon)));
+        let writer = ChunkWriter::new(self.packets.clone(), id, Some(Box::new(abandon))).until(unwanted);
         Stream { headers, reader, writer }
     }
 

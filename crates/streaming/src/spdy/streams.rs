@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::chunks::Inbox;
 
 /// As many bytes are let in at a time by one window update.
@@ -25,13 +27,15 @@ struct Open {
     inbox: Option<Inbox>,
     /// Whether we may.
     sending: bool,
+    /// Cancelled if the stream ends before we have ended our side.
+    unwanted: CancellationToken,
     /// Bytes that came since the last window update.
     uncredited: u32,
 }
 
 impl Streams {
-    pub(super) fn insert(&self, id: u32, inbox: Inbox) {
-        self.lock().insert(id, Open { inbox: Some(inbox), sending: true, uncredited: 0 });
+    pub(super) fn insert(&self, id: u32, inbox: Inbox, unwanted: CancellationToken) {
+        self.lock().insert(id, Open { inbox: Some(inbox), sending: true, unwanted, uncredited: 0 });
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,7 +69,8 @@ impl Streams {
 
     /// Ends it at once; `false`: it had ended.
     pub(super) fn remove(&self, id: u32) -> bool {
-        self.lock().remove(&id).is_some()
+        let removed = self.lock().remove(&id);
+        removed.map(|open| open.unwanted.cancel()).is_some()
     }
 
     pub(super) fn clear(&self) {

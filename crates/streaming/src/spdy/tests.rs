@@ -225,7 +225,8 @@ async fn a_stream_that_was_reset_sends_no_more_and_the_others_go_on() {
     let (mut first, mut second) = (incoming.recv().await.unwrap(), incoming.recv().await.unwrap());
     peer.send(Frame::Reset { id: 1, status: status::CANCEL }).await;
     in_time(first.reader.read_to_end(&mut Vec::new())).await.unwrap();
-    first.writer.write_all(&[0; 1000]).await.ok();
+    let refused = first.writer.write_all(&[0; 1000]).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe);
     second.writer.write_all(b"alive").await.unwrap();
     peer.expect(data(3, false, b"alive")).await;
 }

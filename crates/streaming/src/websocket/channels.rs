@@ -52,6 +52,9 @@ pub enum Event {
 }
 
 impl Protocol {
+    /// The newest, in which a channel can be closed.
+    pub(crate) const V5: Self = Self { version: 5, encoding: Encoding::Binary };
+
     /// The protocol of a name; an empty one is the oldest.
     pub fn named(name: &str) -> Option<Self> {
         let (version, encoding) = match name {

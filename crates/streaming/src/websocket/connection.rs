@@ -32,7 +32,7 @@ pub(crate) fn accept_key(key: &[u8]) -> String {
     handshake::derive_accept_key(key)
 }
 
-async fn start<S>(io: S) -> WebSocketStream<S>
+async fn start<S>(io: S, role: Role) -> WebSocketStream<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -40,7 +40,7 @@ where
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE))
         .max_write_buffer_size(4 * MAX_MESSAGE);
-    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+    WebSocketStream::from_raw_socket(io, role, Some(config)).await
 }
 
 /// The handle of a connection with channels. Dropping it cuts the connection off.
@@ -62,7 +62,31 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (sink, source) = start(io).await.split();
+        Self::new(start(io, Role::Server).await, Role::Server, protocol, incoming)
+    }
+
+    /// Uses the channels of a server; those that are in `incoming` can be read.
+    pub(crate) async fn client<S>(
+        io: S,
+        protocol: Protocol,
+        incoming: &[u8],
+    ) -> (Self, HashMap<u8, ChunkReader>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::new(start(io, Role::Client).await, Role::Client, protocol, incoming)
+    }
+
+    fn new<S>(
+        socket: WebSocketStream<S>,
+        role: Role,
+        protocol: Protocol,
+        incoming: &[u8],
+    ) -> (Self, HashMap<u8, ChunkReader>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sink, source) = socket.split();
         let (packets, data) = mpsc::channel(QUEUE);
         let (mut inboxes, mut readers) = (HashMap::new(), HashMap::new());
         for channel in incoming {
@@ -73,7 +97,13 @@ impl Connection {
         let (activity, over) = (Activity::new(), CancellationToken::new());
         let (tasks, finish) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(read(source, protocol, inboxes, activity.clone(), over.clone()));
-        tasks.spawn(write(sink, protocol, data, finish.clone(), activity.clone(), over.clone()));
+        let encode = move |packet| match (packet, role) {
+            (Packet::Data { tag, bytes }, _) => Some(protocol.encode(tag as u8, &bytes)),
+            (Packet::End { tag }, Role::Client) => protocol.encode_close(tag as u8),
+            // A server's ends are told by the end of the connection.
+            (Packet::End { .. }, Role::Server) => None,
+        };
+        tasks.spawn(write(sink, encode, data, finish.clone(), activity.clone(), over.clone()));
         tasks.close();
         (Self { packets, activity, tasks, finish, over }, readers)
     }
@@ -157,7 +187,7 @@ async fn read<S>(
 
 async fn write<S>(
     mut sink: SplitSink<WebSocketStream<S>, Message>,
-    protocol: Protocol,
+    encode: impl Fn(Packet) -> Option<Message>,
     mut packets: mpsc::Receiver<Packet>,
     finish: CancellationToken,
     activity: Activity,
@@ -176,9 +206,8 @@ async fn write<S>(
         let mut next = Some(packet);
         let sent = async {
             while let Some(packet) = next.take() {
-                // A server's ends are told by the end of the connection.
-                if let Packet::Data { tag, bytes } = packet {
-                    sink.feed(protocol.encode(tag as u8, &bytes)).await?;
+                if let Some(message) = encode(packet) {
+                    sink.feed(message).await?;
                 }
                 next = packets.try_recv().ok();
             }
@@ -203,7 +232,7 @@ pub(crate) async fn tunnel<S>(io: S) -> DuplexStream
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut sink, mut source) = start(io).await.split();
+    let (mut sink, mut source) = start(io, Role::Server).await.split();
     let (near, far) = tokio::io::duplex(TUNNEL);
     let (mut from, mut to) = tokio::io::split(far);
     tokio::spawn(async move {
