@@ -46,9 +46,9 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("erofs-utils", Set::Test, "fsck.erofs and dump.erofs check our EROFS writer"),
     ("kmod", Set::Test, "virtual KVM node: depmod"),
     ("g++", Set::Test, "fuzz targets: libFuzzer is C++"),
+    ("umoci", Set::Test, "unpacks images, to compare with"),
     ("containerd", Set::Bench, "the runtime that pulls are compared with"),
     ("skopeo", Set::Bench, "copies images for umoci"),
-    ("umoci", Set::Bench, "unpacks images, to compare with"),
 ];
 
 /// Installs what is missing for `set`; as an ordinary user it says what an administrator has to type.

@@ -5,6 +5,7 @@
 mod deny;
 mod e2e;
 mod fuzz;
+mod umoci;
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ pub(crate) struct Options {
     /// Seconds that all fuzz targets get together.
     #[arg(long, default_value_t = 60)]
     fuzz_seconds: u64,
+    /// Leave the image of more than 600 MB out of the comparison with umoci.
+    #[arg(long)]
+    without_large_image: bool,
 }
 
 /// How a stage ended when it did not fail.
@@ -45,6 +49,7 @@ const STAGES: &[(&str, Action)] = &[
     ("unit", unit),
     ("doc", doc),
     ("fuzz", fuzz::run),
+    ("umoci", umoci::run),
     ("e2e-qemu", e2e::qemu),
     ("e2e-libkrun", e2e::libkrun),
 ];

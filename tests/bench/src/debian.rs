@@ -38,54 +38,63 @@ pub(crate) struct Made {
     pub(crate) entries: u64,
 }
 
-/// Makes an image; `cache` keeps the packages.
-pub(crate) fn make(layers: &[&[&str]], cache: &Path) -> Result<Made> {
+/// Makes an image; `cache` keeps the packages. The layers take the encodings in turn.
+pub(crate) fn make(layers: &[&[&str]], encodings: &[Encoding], cache: &Path) -> Result<Made> {
     let (mut made, mut bytes, mut entries) = (Vec::new(), 0, 0);
-    for packages in layers {
-        let (mut layer, mut seen) = (Layer::new(), BTreeSet::new());
-        for package in *packages {
-            let file = download(package, cache)?;
-            let mut unpack = Command::new("dpkg-deb")
-                .arg("--fsys-tarfile")
-                .arg(&file)
-                .stdout(Stdio::piped())
-                .spawn()
-                .context("starting dpkg-deb")?;
-            let output = unpack.stdout.take().context("dpkg-deb's output")?;
-            for entry in tar::Archive::new(output).entries()? {
-                let mut entry = entry?;
-                let path = entry.path()?.to_string_lossy().into_owned();
-                let path = path.trim_start_matches("./").trim_end_matches('/').to_owned();
-                if path.is_empty() || !seen.insert(path.clone()) {
-                    continue;
-                }
-                let mode = entry.header().mode()?;
-                let target = entry.link_name()?.map(|name| name.to_string_lossy().into_owned());
-                let kind = entry.header().entry_type();
-                layer = match (kind, target) {
-                    (tar::EntryType::Directory, _) => layer.directory(&path, mode)?,
-                    (tar::EntryType::Symlink, Some(target)) => layer.symlink(&path, &target)?,
-                    (tar::EntryType::Link, Some(target)) => {
-                        layer.hard_link(&path, target.trim_start_matches("./"))?
-                    }
-                    (tar::EntryType::Regular, _) => {
-                        let mut content = Vec::new();
-                        entry.read_to_end(&mut content)?;
-                        bytes += content.len() as u64;
-                        layer.file(&path, mode, &content)?
-                    }
-                    (kind, _) => bail!("{package} has {path} of type {kind:?}"),
-                };
-                entries += 1;
-            }
-            let status = unpack.wait()?;
-            if !status.success() {
-                bail!("dpkg-deb on {} ended with {status}", file.display());
-            }
-        }
-        made.push((layer, Encoding::Gzip));
+    for (packages, encoding) in layers.iter().zip(encodings.iter().cycle()) {
+        let (layer, size, count) = layer(packages, cache)?;
+        bytes += size;
+        entries += count;
+        made.push((layer, *encoding));
     }
     Ok(Made { image: Image::new(made, &json!({ "Cmd": ["/bin/bash"] }))?, bytes, entries })
+}
+
+/// One layer of packages, with the bytes of its files and the number of its entries.
+pub(crate) fn layer(packages: &[&str], cache: &Path) -> Result<(Layer, u64, u64)> {
+    let (mut bytes, mut entries) = (0, 0);
+    let (mut layer, mut seen) = (Layer::new(), BTreeSet::new());
+    for package in packages {
+        let file = download(package, cache)?;
+        let mut unpack = Command::new("dpkg-deb")
+            .arg("--fsys-tarfile")
+            .arg(&file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting dpkg-deb")?;
+        let output = unpack.stdout.take().context("dpkg-deb's output")?;
+        for entry in tar::Archive::new(output).entries()? {
+            let mut entry = entry?;
+            let path = entry.path()?.to_string_lossy().into_owned();
+            let path = path.trim_start_matches("./").trim_end_matches('/').to_owned();
+            if path.is_empty() || !seen.insert(path.clone()) {
+                continue;
+            }
+            let mode = entry.header().mode()?;
+            let target = entry.link_name()?.map(|name| name.to_string_lossy().into_owned());
+            let kind = entry.header().entry_type();
+            layer = match (kind, target) {
+                (tar::EntryType::Directory, _) => layer.directory(&path, mode)?,
+                (tar::EntryType::Symlink, Some(target)) => layer.symlink(&path, &target)?,
+                (tar::EntryType::Link, Some(target)) => {
+                    layer.hard_link(&path, target.trim_start_matches("./"))?
+                }
+                (tar::EntryType::Regular, _) => {
+                    let mut content = Vec::new();
+                    entry.read_to_end(&mut content)?;
+                    bytes += content.len() as u64;
+                    layer.file(&path, mode, &content)?
+                }
+                (kind, _) => bail!("{package} has {path} of type {kind:?}"),
+            };
+            entries += 1;
+        }
+        let status = unpack.wait()?;
+        if !status.success() {
+            bail!("dpkg-deb on {} ended with {status}", file.display());
+        }
+    }
+    Ok((layer, bytes, entries))
 }
 
 /// The package's file, from the cache where it is there.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
-use a3s_box_e2e::image::Image;
+use a3s_box_e2e::image::{Encoding, Image};
 use a3s_box_e2e::layout::Layout;
 use a3s_box_e2e::registry::{Registry, write_hosts_toml};
 use anyhow::{Context, Result, bail};
@@ -83,7 +83,8 @@ pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
 impl Bench<'_> {
     async fn all(&self, options: &Options) -> Result<()> {
         for (name, layers) in debian::IMAGES {
-            let made = debian::make(layers, &options.packages).with_context(|| format!("making {name}"))?;
+            let made = debian::make(layers, &[Encoding::Gzip], &options.packages)
+                .with_context(|| format!("making {name}"))?;
             let reference = self.registry.push(name, "latest", &made.image)?;
             println!(
                 "\n{name}: {} MB compressed, {} MB in {} entries, {} layer(s), {} round(s)",

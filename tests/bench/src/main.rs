@@ -2,6 +2,7 @@
 //!
 //! Machines differ and are shared, so that only ratios of interleaved runs say anything.
 
+mod compare;
 mod containerd;
 mod debian;
 mod floor;
@@ -25,6 +26,8 @@ struct Arguments {
 enum What {
     /// Pulls from a loopback registry.
     Images(Options),
+    /// Compares images' merged layers with what umoci unpacks; measures nothing.
+    Compare(compare::Options),
 }
 
 #[derive(clap::Args)]
@@ -41,7 +44,18 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let What::Images(options) = Arguments::parse().what;
+    let options = match Arguments::parse().what {
+        What::Images(options) => options,
+        What::Compare(options) => {
+            return match compare::run(&options) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("\nthe comparison failed: {error:#}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
