@@ -21,7 +21,7 @@ mod erofs;
 pub mod fuzzing;
 mod layer;
 pub mod reference;
-mod tar;
+pub mod tar;
 #[cfg(any(test, not(feature = "store")))]
 mod testing;
 

@@ -1,7 +1,8 @@
 //! A streaming tar parser: v7, ustar, GNU (long names, sparse files, base-256 numbers) and PAX.
 //!
 //! It holds one entry's header at a time; what a header may make it hold is bounded. It does not
-//! judge names: where they may lead is decided by whoever builds a tree from them.
+//! judge names: where they may lead is decided by whoever builds a tree from them. Layers of images come through it, and
+//! what `a3s-box cp` gets out of a container.
 
 mod header;
 mod pax;
@@ -19,7 +20,11 @@ const MAX_EXTENSION: u64 = 1 << 20;
 
 /// The tar is not readable.
 #[derive(Debug, Error)]
-pub(crate) enum TarError {
+#[allow(
+    missing_docs,
+    reason = "the messages say what the fields are; offsets count from the start of the tar"
+)]
+pub enum TarError {
     #[error("could not read the tar at byte {offset}")]
     Io {
         offset: u64,
@@ -44,36 +49,52 @@ pub(crate) enum TarError {
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum EntryKind {
+pub enum EntryKind {
+    /// A regular file.
     File,
+    /// Another name of the entry that has this one.
     HardLink(Vec<u8>),
+    /// A symbolic link and where it leads.
     Symlink(Vec<u8>),
+    /// A character device.
+    #[allow(missing_docs, reason = "the numbers of a device")]
     CharDevice { major: u32, minor: u32 },
+    /// A block device.
+    #[allow(missing_docs, reason = "the numbers of a device")]
     BlockDevice { major: u32, minor: u32 },
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
 }
 
 /// One entry; its bytes, if it is a file, are read from the [`TarReader`] next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) path: Vec<u8>,
-    pub(crate) kind: EntryKind,
+pub struct Entry {
+    /// As it is in the tar: it may be absolute, and lead upwards.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
     /// Permission bits, `0o7777`.
-    pub(crate) permissions: u16,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: i64,
-    pub(crate) mtime_nanos: u32,
+    pub permissions: u16,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Seconds since the epoch.
+    pub mtime: i64,
+    /// And nanoseconds.
+    pub mtime_nanos: u32,
     /// What a reader of the file sees, holes included.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Offset and length of the runs that are in the tar, in order; `None` when all of it is.
-    pub(crate) runs: Option<Vec<(u64, u64)>>,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub runs: Option<Vec<(u64, u64)>>,
+    /// Names and values.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Reads entries, and through `Read` the bytes of the current one.
-pub(crate) struct TarReader<R> {
+pub struct TarReader<R> {
     inner: R,
     offset: u64,
     /// Bytes of the current entry that were not read yet.
@@ -83,7 +104,8 @@ pub(crate) struct TarReader<R> {
 }
 
 impl<R: Read> TarReader<R> {
-    pub(crate) fn new(inner: R) -> Self {
+    /// Begins at the start of a tar.
+    pub fn new(inner: R) -> Self {
         Self { inner, offset: 0, left: 0, padding: 0, global: Records::default() }
     }
 
@@ -98,7 +120,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Skips what is left of the current entry and reads the next one. `None` at the end.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut long_name = None;
         let mut long_link = None;
         let mut records = self.global.clone();
