@@ -28,6 +28,8 @@ mod testing;
 #[cfg(feature = "store")]
 mod auth;
 #[cfg(feature = "store")]
+mod build;
+#[cfg(feature = "store")]
 mod config;
 #[cfg(feature = "store")]
 mod error;
@@ -51,6 +53,7 @@ mod store;
 #[cfg(feature = "store")]
 pub use self::{
     auth::RegistryAuth,
+    build::{BuildError, BuildRequest, build},
     config::{ImageStoreConfig, Limits, Retries, Timeouts},
     error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage},
     hosts::HostsError,
