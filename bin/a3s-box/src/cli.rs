@@ -31,6 +31,11 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     /// Remove images of `run`
     Rmi(RmiArgs),
+    /// Build images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Say what this machine has and lacks for running pods
     Doctor {
         /// Print JSON
@@ -186,6 +191,27 @@ pub(crate) struct VerifyArgs {
     pub(crate) daemon: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build an image of files and a config; nothing is run
+    Build(BuildArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BuildArgs {
+    /// The Dockerfile, instead of CONTEXT/Dockerfile
+    #[arg(short = 'f', long)]
+    pub(crate) file: Option<PathBuf>,
+    /// What the image is called; may be repeated
+    #[arg(short = 't', long = "tag", value_name = "NAME")]
+    pub(crate) tags: Vec<String>,
+    /// Write oci:DIR, which must not exist, instead of keeping the image for `run`
+    #[arg(long, value_name = "oci:DIR")]
+    pub(crate) output: Option<String>,
+    /// The directory that COPY takes from
+    pub(crate) context: PathBuf,
 }
 
 #[derive(Debug, Clone, Args)]
