@@ -89,6 +89,20 @@ pub(crate) struct RegistryArgs {
     pub(crate) plain_http: Vec<String>,
 }
 
+/// Secrets are not taken from the command line: everybody on the machine can read it.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct LoginArgs {
+    /// Log in at the registry under this name, with --password-stdin
+    #[arg(long, value_name = "NAME", requires = "password_stdin")]
+    pub(crate) username: Option<String>,
+    /// Read the password from stdin
+    #[arg(long, requires = "username")]
+    pub(crate) password_stdin: bool,
+    /// Credentials as `docker login` keeps them [default: $DOCKER_CONFIG/config.json or ~/.docker/config.json]
+    #[arg(long, value_name = "FILE", conflicts_with = "username")]
+    pub(crate) authfile: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     /// NAME[:TAG|@DIGEST], oci:DIR, oci-archive:FILE or docker-archive:FILE
@@ -143,6 +157,8 @@ pub(crate) struct RunArgs {
     pub(crate) pull: Pull,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+    #[command(flatten)]
+    pub(crate) login: LoginArgs,
     /// Kill the command after this long, e.g. 30s; the exit code is then 124
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
@@ -160,6 +176,8 @@ pub(crate) struct PullArgs {
     pub(crate) image: String,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+    #[command(flatten)]
+    pub(crate) login: LoginArgs,
     /// Print the image's id and nothing else
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,

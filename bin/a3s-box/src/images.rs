@@ -8,15 +8,17 @@ use a3s_box_host::Config;
 use a3s_box_image::{ImageRecord, Verified};
 
 use crate::cli::{ImagesArgs, ImagesCommand, PullArgs, RmiArgs, VerifyArgs};
+use crate::credentials::Login;
 use crate::progress::Show;
 use crate::standalone::Standalone;
 use crate::tell;
 use crate::tell::note;
 
 pub(crate) async fn pull(config: Config, args: PullArgs) -> anyhow::Result<u8> {
+    let login = Login::new(&args.login)?;
     let store = Standalone::open(&config, &args.registry.plain_http).await?;
     let show = if args.quiet { Show::Quiet } else { Show::Progress };
-    let record = store.pull(&args.image, show).await?;
+    let record = store.pull(&args.image, show, &login).await?;
     // This process ends without waiting for what runs beside.
     store.images.settle().await;
     if args.quiet {

@@ -4,6 +4,7 @@
 //! that it pulls are kept in a store that all invocations share and the daemon does not use.
 
 mod cli;
+mod credentials;
 mod failure;
 mod image;
 mod images;

@@ -23,6 +23,7 @@ use a3s_box_host::Config;
 use a3s_box_runtime::{Attached, BoxManager, ProgramFault, RuntimeError, SessionStatus};
 
 use crate::cli::{Network, RunArgs};
+use crate::credentials::Login;
 use crate::failure::{self, exit_code};
 use crate::invocation::{self, Invocation};
 use crate::progress::Show;
@@ -41,6 +42,7 @@ const OUTPUT_FAILED: &str = "could not copy the command's output";
 /// Runs the command and answers its exit code.
 pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8> {
     check(&args)?;
+    let login = Login::new(&args.login)?;
     let began = Instant::now();
     let config = configured(config, &args);
     // From here on a signal is an event: nothing is left behind because of one.
@@ -58,7 +60,7 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
     timings.record("host", began);
     let name = args.name.clone().unwrap_or_else(|| invocation.name.clone());
     let show_timings = args.timings;
-    let work = Work { boxes: boxes.clone(), config, args: *args, name, timings };
+    let work = Work { boxes: boxes.clone(), config, args: *args, login, name, timings };
     // A panic becomes a value, so that cleaning up comes after it too. What it left half-done is dropped with it.
     let done = AssertUnwindSafe(work.complete(events)).catch_unwind().await;
     let since = Instant::now();
@@ -80,6 +82,11 @@ fn check(args: &RunArgs) -> anyhow::Result<()> {
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("stdin is not a terminal, so -i and -t do not go together; leave out -t");
     }
+    if args.interactive && args.login.password_stdin {
+        bail!(
+            "stdin cannot be both the command's (-i) and the password's; fetch the image with `a3s-box pull` first"
+        );
+    }
     Ok(())
 }
 
@@ -94,6 +101,7 @@ struct Work {
     boxes: BoxManager,
     config: Config,
     args: RunArgs,
+    login: Login,
     name: String,
     timings: Timings,
 }
@@ -168,7 +176,7 @@ impl Work {
     async fn image(&self) -> anyhow::Result<ResolvedImage> {
         let store = Standalone::open(&self.config, &self.args.registry.plain_http).await?;
         let show = if self.args.quiet { Show::Quiet } else { Show::Progress };
-        store.image(&self.args.image, self.args.pull, show).await
+        store.image(&self.args.image, self.args.pull, show, &self.login).await
     }
 
     async fn boot(&self) -> anyhow::Result<BoxId> {

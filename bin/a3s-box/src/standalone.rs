@@ -17,6 +17,7 @@ use a3s_box_image::{ImageRecord, ImageStore};
 use a3s_box_store::{OpenError, RedbStore};
 
 use crate::cli::Pull;
+use crate::credentials::Login;
 use crate::progress::{self, Show};
 use crate::tell::note;
 
@@ -72,7 +73,13 @@ impl Standalone {
     }
 
     /// The image of a name, fetched if the policy says so.
-    pub(crate) async fn image(&self, name: &str, policy: Pull, show: Show) -> anyhow::Result<ResolvedImage> {
+    pub(crate) async fn image(
+        &self,
+        name: &str,
+        policy: Pull,
+        show: Show,
+        login: &Login,
+    ) -> anyhow::Result<ResolvedImage> {
         let name = &absolute(name);
         let present = match policy {
             Pull::Always => None,
@@ -86,16 +93,17 @@ impl Standalone {
                 bail!("the image {name} is not here, and --pull never forbids to fetch it")
             }
             (None, Pull::Always | Pull::Missing) => {
-                let record = self.pull(name, show).await?;
+                let record = self.pull(name, show, login).await?;
                 Ok(self.images.resolve(&record.id)?)
             }
         }
     }
 
-    /// Fetches an image.
-    pub(crate) async fn pull(&self, name: &str, show: Show) -> anyhow::Result<ImageRecord> {
+    /// Fetches an image, with the credentials that are known for its registry.
+    pub(crate) async fn pull(&self, name: &str, show: Show, login: &Login) -> anyhow::Result<ImageRecord> {
         let name = &absolute(name);
-        Ok(self.images.pull(name, None, progress::observer(show, name)).await?)
+        let auth = login.for_image(name).await?;
+        Ok(self.images.pull(name, auth, progress::observer(show, name)).await?)
     }
 }
 
@@ -173,7 +181,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::default().with_directories(dir.path().join("root"), dir.path().join("run"));
         let store = Standalone::open(&config, &[]).await.unwrap();
-        let error = store.image("registry.invalid/x:1", Pull::Never, Show::Quiet).await.unwrap_err();
+        let login = Login::Told { username: String::new(), password: String::new() };
+        let error = store.image("registry.invalid/x:1", Pull::Never, Show::Quiet, &login).await.unwrap_err();
         assert!(error.to_string().contains("--pull never"), "{error:#}");
     }
     #[tokio::test]
