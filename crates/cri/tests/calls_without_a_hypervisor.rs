@@ -187,9 +187,6 @@ async fn calls_of_later_versions_say_their_name() {
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) => "UpdatePodSandboxResources",
         stream_containers(StreamContainersRequest) => "StreamContainers",
         update_container_resources(UpdateContainerResourcesRequest) => "UpdateContainerResources",
-        exec(ExecRequest) => "Exec",
-        attach(AttachRequest) => "Attach",
-        port_forward(PortForwardRequest) => "PortForward",
         stream_container_stats(StreamContainerStatsRequest) => "StreamContainerStats",
         pod_sandbox_stats(PodSandboxStatsRequest) => "PodSandboxStats",
         list_pod_sandbox_stats(ListPodSandboxStatsRequest) => "ListPodSandboxStats",
@@ -204,5 +201,31 @@ async fn calls_of_later_versions_say_their_name() {
     );
     let status = served.images.stream_images(StreamImagesRequest::default()).await.map(drop).unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn streaming_calls_refuse_what_cannot_be_streamed() {
+    let mut served = Served::start().await;
+    let runtime = &mut served.runtime;
+    let exec = |container_id: &str| ExecRequest {
+        container_id: container_id.to_owned(),
+        cmd: vec!["sh".to_owned()],
+        stdout: true,
+        ..Default::default()
+    };
+    assert_eq!(runtime.exec(exec(UNKNOWN)).await.unwrap_err().code(), Code::NotFound);
+    let error = runtime.exec(ExecRequest { cmd: vec![], ..exec(UNKNOWN) }).await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().contains("cmd"), "{error}");
+    let both = ExecRequest { tty: true, stderr: true, ..exec(UNKNOWN) };
+    let error = runtime.exec(both).await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().contains("stderr"), "{error}");
+    let attach = AttachRequest { container_id: UNKNOWN.to_owned(), ..Default::default() };
+    assert_eq!(runtime.attach(attach).await.unwrap_err().code(), Code::InvalidArgument);
+    let forward = PortForwardRequest { pod_sandbox_id: UNKNOWN.to_owned(), port: vec![80, 70_000] };
+    let error = runtime.port_forward(forward).await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().contains("port[1]"), "{error}");
+    let forward = PortForwardRequest { pod_sandbox_id: UNKNOWN.to_owned(), port: vec![] };
+    assert_eq!(runtime.port_forward(forward).await.unwrap_err().code(), Code::NotFound);
     served.stop().await;
 }

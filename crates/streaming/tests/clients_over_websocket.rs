@@ -41,6 +41,10 @@ async fn all(protocol: Protocol, socket: &mut WebSocketStream<TcpStream>) -> Vec
     let mut channels = vec![Vec::new(); 5];
     let read = async {
         while let Some(Ok(message)) = socket.next().await {
+            if let Message::Close(frame) = &message {
+                // Clients in Go take an end without a code for a failure.
+                assert_eq!(frame.as_ref().map(|frame| frame.code.into()), Some(1000u16));
+            }
             if let Ok(Event::Data(channel, bytes)) = protocol.decode(message) {
                 channels[usize::from(channel)].extend_from_slice(&bytes);
             }

@@ -9,8 +9,9 @@ use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Message, handshake};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, handshake};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -224,7 +225,12 @@ async fn write<S>(
         }
         activity.touch();
     }
-    sink.close().await.ok();
+    sink.send(good_bye()).await.ok();
+}
+
+/// A good end says so: clients take one without a code for a failure.
+fn good_bye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
 /// A WebSocket whose binary messages are the bytes of another protocol.
@@ -254,7 +260,7 @@ where
                     break;
                 }
             }
-            sink.close().await.ok();
+            sink.send(good_bye()).await.ok();
         };
         // A client that is gone reads nothing more; what is written ends by itself, and then the client has its time.
         tokio::pin!(inbound, outbound);
