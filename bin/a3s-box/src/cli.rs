@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     /// Remove images of `run`
     Rmi(RmiArgs),
-    /// Build images
+    /// Build, save and load images
     Image {
         #[command(subcommand)]
         command: ImageCommand,
@@ -215,6 +215,26 @@ pub(crate) struct VerifyArgs {
 pub(crate) enum ImageCommand {
     /// Build an image of files and a config; nothing is run
     Build(BuildArgs),
+    /// Write an image of `run` as an OCI archive; its digests differ from the registry's
+    Save(SaveArgs),
+    /// Take an image for `run` from an OCI or docker archive
+    Load(LoadArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SaveArgs {
+    /// Its name or id
+    pub(crate) image: String,
+    /// Where to; - is stdout
+    #[arg(short = 'o', long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LoadArgs {
+    /// Where from; - is stdin
+    #[arg(short = 'i', long, value_name = "FILE")]
+    pub(crate) input: PathBuf,
 }
 
 #[derive(Debug, Clone, Args)]

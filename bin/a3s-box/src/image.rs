@@ -1,7 +1,8 @@
-//! `image build`.
+//! `image build`, `image save` and `image load`.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
@@ -9,13 +10,100 @@ use a3s_box_host::Config;
 use a3s_box_image::BuildRequest;
 use a3s_box_image::reference::{Reference, Version};
 
-use crate::cli::BuildArgs;
+use crate::cli::{BuildArgs, ImageCommand, LoadArgs, SaveArgs};
 use crate::progress::{self, Show};
 use crate::standalone::Standalone;
 use crate::tell;
+use crate::tell::note;
+
+pub(crate) async fn run(config: Config, command: ImageCommand) -> anyhow::Result<u8> {
+    match command {
+        ImageCommand::Build(args) => build(config, args).await,
+        ImageCommand::Save(args) => save(config, args).await,
+        ImageCommand::Load(args) => load(config, args).await,
+    }
+}
+
+/// A file gets its name once it is complete.
+async fn save(config: Config, args: SaveArgs) -> anyhow::Result<u8> {
+    let to_stdout = args.output == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        bail!("an archive is not for a terminal: name a file with -o, or send stdout elsewhere");
+    }
+    let store = Standalone::open(&config, &[]).await?.images;
+    let name = args.image.clone();
+    let work = move || -> anyhow::Result<_> {
+        if to_stdout {
+            return Ok(store.save(&name, io::stdout().lock())?);
+        }
+        let path = std::path::absolute(&args.output).context("-o")?;
+        let parent = path.parent().context("-o names the root directory")?;
+        let mut file = tempfile::Builder::new()
+            .permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644))
+            .tempfile_in(parent)
+            .with_context(|| format!("could not make a file in {}", parent.display()))?;
+        let digest = store.save(&name, io::BufWriter::new(file.as_file_mut()))?;
+        file.persist(&path).with_context(|| format!("could not write {}", path.display()))?;
+        Ok(digest)
+    };
+    let digest = tokio::task::spawn_blocking(work).await.context("saving the image")??;
+    note!(
+        "saved {} as {digest}: its layers are packed anew, so digests differ from the registry's",
+        args.image
+    );
+    Ok(0)
+}
+
+async fn load(config: Config, args: LoadArgs) -> anyhow::Result<u8> {
+    let spooled = match args.input == Path::new("-") {
+        true => Some(tokio::task::spawn_blocking(spool).await.context("reading stdin")??),
+        false => None,
+    };
+    let path = spooled.as_ref().map_or(args.input.as_path(), |file| file.path());
+    let path = std::path::absolute(path).context("-i")?;
+    let source = archive(&path)?;
+    let store = Standalone::open(&config, &[]).await?;
+    let record = store.images.pull(&source, None, progress::observer(Show::Quiet, &source)).await?;
+    store.images.settle().await;
+    tell::out(format_args!("{} {}\n", record.display_name(), record.id));
+    Ok(0)
+}
+
+/// Archives are read out of order, which stdin cannot be.
+fn spool() -> anyhow::Result<tempfile::NamedTempFile> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        bail!("-i - reads the archive from a pipe or file, and stdin is a terminal");
+    }
+    let mut file = tempfile::NamedTempFile::new().context("could not make a temporary file")?;
+    io::copy(&mut stdin.lock(), &mut file).context("could not keep what stdin has in a temporary file")?;
+    Ok(file)
+}
+
+/// How the store knows an archive, by what is in it. Newer docker archives are OCI ones as well.
+fn archive(path: &Path) -> anyhow::Result<String> {
+    let read = || format!("could not read {}", path.display());
+    let mut tar = tar::Archive::new(File::open(path).with_context(read)?);
+    let mut scheme = None;
+    for entry in tar.entries_with_seek().with_context(read)? {
+        let name = entry.with_context(read)?.path_bytes().into_owned();
+        match name.strip_prefix(b"./").unwrap_or(&name) {
+            b"index.json" => return Ok(format!("oci-archive:{}", path.display())),
+            b"manifest.json" => scheme = Some("docker-archive"),
+            _ => {}
+        }
+    }
+    match scheme {
+        Some(scheme) => Ok(format!("{scheme}:{}", path.display())),
+        None => bail!(
+            "{} is neither an OCI archive, which has an index.json, nor a docker archive, which has a manifest.json",
+            path.display()
+        ),
+    }
+}
 
 /// Builds into the given directory, or into the store of `run`.
-pub(crate) async fn build(config: Config, args: BuildArgs) -> anyhow::Result<u8> {
+async fn build(config: Config, args: BuildArgs) -> anyhow::Result<u8> {
     let names = args.tags.iter().map(|tag| normal(tag)).collect::<anyhow::Result<Vec<_>>>()?;
     if args.output.is_none() && names.is_empty() {
         bail!("the image needs a name to be kept by: give -t NAME, or --output oci:DIR");

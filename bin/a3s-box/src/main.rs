@@ -28,7 +28,7 @@ use clap::Parser;
 
 use a3s_box_host::Config;
 
-use cli::{Cli, Command, ConfigCommand, ImageCommand};
+use cli::{Cli, Command, ConfigCommand};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -73,7 +73,7 @@ async fn command(command: Command, config: Config) -> anyhow::Result<u8> {
         Command::Pull(args) => images::pull(config, args).await,
         Command::Images(args) => images::list(config, args).await,
         Command::Rmi(args) => images::remove(config, args).await,
-        Command::Image { command: ImageCommand::Build(args) } => image::build(config, args).await,
+        Command::Image { command } => image::run(config, command).await,
         Command::Doctor { json } => report::doctor(config, json).await,
         Command::Config { command: ConfigCommand::Default | ConfigCommand::Show } => {
             tell::out(config.render());

@@ -34,6 +34,8 @@ mod config;
 #[cfg(feature = "store")]
 mod error;
 #[cfg(feature = "store")]
+mod export;
+#[cfg(feature = "store")]
 mod hosts;
 #[cfg(feature = "store")]
 mod local;
@@ -56,6 +58,7 @@ pub use self::{
     build::{BuildError, BuildRequest, build},
     config::{ImageStoreConfig, Limits, Retries, Timeouts},
     error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage},
+    export::ExportError,
     hosts::HostsError,
     local::LocalError,
     manifest::ManifestError,

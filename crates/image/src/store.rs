@@ -43,7 +43,7 @@ const IMAGES: Table = Table("images");
 /// The images of this machine. Clones share one store.
 #[derive(Clone)]
 pub struct ImageStore {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {

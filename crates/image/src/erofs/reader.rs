@@ -219,7 +219,6 @@ impl<R: ReadAt> Reader<R> {
     }
 
     /// All entries of a directory but `.` and `..`: name, inode number, file type.
-    #[cfg(any(test, not(feature = "store")))]
     pub(crate) fn list(&self, directory: &Inode) -> Result<Vec<(Vec<u8>, u64, u8)>, ReaderError> {
         let mut all = Vec::new();
         for number in 0..directory.size.div_ceil(BLOCK) {
