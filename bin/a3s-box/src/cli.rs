@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use a3s_box_host::ConfigFlags;
 use a3s_box_host::config::parse_duration;
 
+use crate::daemon::DaemonCommand;
 use crate::size::{parse_memory_mib, parse_vcpus};
 use crate::spec::Volume;
 
@@ -36,6 +37,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    #[command(flatten)]
+    Daemon(DaemonCommand),
     /// Say what this machine has and lacks for running pods
     Doctor {
         /// Print JSON

@@ -1,10 +1,11 @@
 //! The command line: run, doctor and friends.
 //!
-//! Nothing here needs the daemon. `run` brings a box manager of its own along, with directories of its own; images
+//! Only [`daemon`] needs the daemon. `run` brings a box manager of its own along, with directories of its own; images
 //! that it pulls are kept in a store that all invocations share and the daemon does not use.
 
 mod cli;
 mod credentials;
+mod daemon;
 mod failure;
 mod image;
 mod images;
@@ -16,6 +17,7 @@ mod size;
 mod spec;
 mod standalone;
 mod streams;
+mod table;
 mod tell;
 mod terminal;
 mod timings;
@@ -74,6 +76,7 @@ async fn command(command: Command, config: Config) -> anyhow::Result<u8> {
         Command::Images(args) => images::list(config, args).await,
         Command::Rmi(args) => images::remove(config, args).await,
         Command::Image { command } => image::run(config, command).await,
+        Command::Daemon(command) => daemon::run(config, command).await,
         Command::Doctor { json } => report::doctor(config, json).await,
         Command::Config { command: ConfigCommand::Default | ConfigCommand::Show } => {
             tell::out(config.render());
