@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     /// Remove images of `run`
     Rmi(RmiArgs),
-    /// Build, save and load images
+    /// Build, save, load and push images
     Image {
         #[command(subcommand)]
         command: ImageCommand,
@@ -222,6 +222,20 @@ pub(crate) enum ImageCommand {
     Save(SaveArgs),
     /// Take an image for `run` from an OCI or docker archive
     Load(LoadArgs),
+    /// Upload an image of `run` to a registry; its digests differ from those it was pulled by
+    Push(PushArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PushArgs {
+    /// Its name or id
+    pub(crate) image: String,
+    /// NAME[:TAG] in a registry, instead of the name that the image has
+    pub(crate) destination: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+    #[command(flatten)]
+    pub(crate) login: LoginArgs,
 }
 
 #[derive(Debug, Clone, Args)]

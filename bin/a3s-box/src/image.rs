@@ -1,4 +1,4 @@
-//! `image build`, `image save` and `image load`.
+//! `image build`, `image save`, `image load` and `image push`.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
@@ -10,7 +10,8 @@ use a3s_box_host::Config;
 use a3s_box_image::BuildRequest;
 use a3s_box_image::reference::{Reference, Version};
 
-use crate::cli::{BuildArgs, ImageCommand, LoadArgs, SaveArgs};
+use crate::cli::{BuildArgs, ImageCommand, LoadArgs, PushArgs, SaveArgs};
+use crate::credentials::Login;
 use crate::progress::{self, Show};
 use crate::standalone::Standalone;
 use crate::tell;
@@ -21,6 +22,7 @@ pub(crate) async fn run(config: Config, command: ImageCommand) -> anyhow::Result
         ImageCommand::Build(args) => build(config, args).await,
         ImageCommand::Save(args) => save(config, args).await,
         ImageCommand::Load(args) => load(config, args).await,
+        ImageCommand::Push(args) => push(config, args).await,
     }
 }
 
@@ -66,6 +68,20 @@ async fn load(config: Config, args: LoadArgs) -> anyhow::Result<u8> {
     let record = store.images.pull(&source, None, progress::observer(Show::Quiet, &source)).await?;
     store.images.settle().await;
     tell::out(format_args!("{} {}\n", record.display_name(), record.id));
+    Ok(0)
+}
+
+async fn push(config: Config, args: PushArgs) -> anyhow::Result<u8> {
+    let login = Login::new(&args.login)?;
+    let destination = args.destination.as_ref().unwrap_or(&args.image);
+    let auth = login.for_image(destination).await?;
+    let store = Standalone::open(&config, &args.registry.plain_http).await?;
+    let digest = store.images.push(&args.image, destination, auth).await?;
+    note!(
+        "pushed {} to {destination}: its layers are packed anew, so digests differ from before",
+        args.image
+    );
+    tell::out(format_args!("{digest}\n"));
     Ok(0)
 }
 

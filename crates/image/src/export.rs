@@ -4,6 +4,7 @@
 //! hold the same files but are other bytes: the digests differ from the registry's. The same image gives the same
 //! bytes each time, also after it was loaded again.
 
+mod push;
 mod tar;
 
 use std::collections::BTreeSet;
@@ -18,8 +19,8 @@ use thiserror::Error;
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::hosts::HostsError;
-use crate::local::{LocalError, blob_name};
-use crate::manifest::{Descriptor, ManifestError};
+use crate::local::blob_name;
+use crate::manifest::Descriptor;
 use crate::record::ImageRecord;
 use crate::reference::{Reference, Version};
 use crate::registry::RegistryError;
@@ -64,12 +65,6 @@ pub enum ExportError {
         /// What was given.
         destination: String,
     },
-    /// The directory or archive that was to be pushed.
-    #[error(transparent)]
-    Local(#[from] LocalError),
-    /// The manifest in it.
-    #[error("the image cannot be pushed")]
-    Manifest(#[from] ManifestError),
     /// The registry's configuration.
     #[error(transparent)]
     Hosts(#[from] HostsError),

@@ -27,8 +27,8 @@ pub(super) struct Endpoint {
     pub(super) scope: String,
     pub(super) credentials: Option<RegistryAuth>,
     /// What the last challenge led to; requests carry it from then on.
-    token: Mutex<Option<Token>>,
-    headers: HeaderMap,
+    pub(super) token: Mutex<Option<Token>>,
+    pub(super) headers: HeaderMap,
     pub(super) timeouts: Timeouts,
     retries: Retries,
 }
@@ -53,7 +53,7 @@ pub(super) struct Answer {
 }
 
 /// What to do about a response.
-enum Verdict {
+pub(super) enum Verdict {
     Take(Response),
     /// After such a pause.
     Again(Duration),
@@ -136,7 +136,7 @@ impl Endpoint {
     }
 
     /// Answers a challenge, unless another request just did.
-    async fn authenticate(
+    pub(super) async fn authenticate(
         &self,
         response: &Response,
         what: &str,
@@ -208,6 +208,17 @@ impl Endpoint {
         host: &str,
         what: &str,
     ) -> Result<Response, RegistryError> {
+        self.send_body(request, host, what, 0).await
+    }
+
+    /// The same for a request with a body, which gets the time that its length takes at the slowest rate.
+    pub(super) async fn send_body(
+        &self,
+        request: reqwest::RequestBuilder,
+        host: &str,
+        what: &str,
+        length: u64,
+    ) -> Result<Response, RegistryError> {
         let timed_out = |step, limit| RegistryError::Timeout {
             host: host.to_owned(),
             what: what.to_owned(),
@@ -215,7 +226,8 @@ impl Endpoint {
             limit,
         };
         let connect = self.host.connect_timeout.unwrap_or(self.timeouts.connect);
-        let limit = connect + self.timeouts.headers;
+        let sending = Duration::from_secs(length / self.timeouts.slowest.max(1));
+        let limit = connect + self.timeouts.headers + sending;
         match timeout(limit, request.send()).await {
             Err(_) => Err(timed_out("answer the request", limit)),
             Ok(Ok(response)) => Ok(response),
@@ -228,7 +240,7 @@ impl Endpoint {
         }
     }
 
-    async fn judge(
+    pub(super) async fn judge(
         &self,
         response: Response,
         what: &str,

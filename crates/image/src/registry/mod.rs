@@ -9,6 +9,7 @@ mod auth;
 mod blob;
 mod endpoint;
 mod error;
+mod push;
 mod tls;
 
 use crate::auth::RegistryAuth;

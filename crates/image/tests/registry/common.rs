@@ -16,7 +16,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::HeaderMap;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 /// Records in memory; commits can be told to fail.
@@ -387,6 +387,10 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         Response::builder().status(status).body(full(body.into_bytes())).unwrap()
     };
     let behaviour = (shared.rule)(&seen);
+    let upload = matches!(*request.method(), Method::POST | Method::PUT);
+    if upload && matches!(behaviour, Behaviour::Serve) {
+        return Ok(take(&shared, request).await);
+    }
     let Some((kind, bytes)) = content else {
         return Ok(match behaviour {
             Behaviour::Answer(status, headers, body) => respond(status, headers, body),
@@ -407,6 +411,36 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         Behaviour::StallAfter(n) => whole().body(partial(bytes[..n].to_vec(), None, true)).unwrap(),
         Behaviour::Instead(bytes) => Response::new(full(bytes)),
     })
+}
+
+/// Takes an upload: a blob in one piece, or a manifest whose blobs are there.
+async fn take(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().replace("%3A", ":");
+    let kind = request.headers()["content-type"].to_str().unwrap().to_owned();
+    if *request.method() == Method::POST {
+        return respond(202, vec![("location", format!("{path}1?state=x"))], Vec::new());
+    }
+    let bytes = request.into_body().collect().await.unwrap().to_bytes().to_vec();
+    let digest = Digest::sha256(&bytes).to_string();
+    let mut content = shared.content.lock().unwrap();
+    if let Some((repository, _)) = path.split_once("/blobs/uploads/") {
+        if query != format!("state=x&digest={digest}") {
+            return respond(400, Vec::new(), Vec::new());
+        }
+        content.insert(format!("{repository}/blobs/{digest}"), (kind, bytes));
+        return respond(201, Vec::new(), Vec::new());
+    }
+    let (repository, _) = path.split_once("/manifests/").unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let layers = manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]);
+    let blobs = layers.map(|blob| format!("{repository}/blobs/{}", blob["digest"].as_str().unwrap()));
+    if !blobs.into_iter().all(|blob| content.contains_key(&blob)) {
+        return respond(400, Vec::new(), Vec::new());
+    }
+    content.insert(format!("{repository}/manifests/{digest}"), (kind.clone(), bytes.clone()));
+    content.insert(path, (kind, bytes));
+    respond(201, Vec::new(), Vec::new())
 }
 
 fn respond(status: u16, headers: Vec<(&'static str, String)>, body: Vec<u8>) -> Response<Body> {

@@ -4,6 +4,7 @@ mod archives;
 mod cache;
 mod common;
 mod damage;
+mod exports;
 mod misbehaves;
 mod pulls;
 mod tls;
