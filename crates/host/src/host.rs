@@ -104,6 +104,7 @@ pub fn image_store_config(config: &Config) -> ImageStoreConfig {
     ImageStoreConfig {
         certs_dirs: config.images.certs_dirs.clone(),
         max_parallel_layers: config.images.max_parallel_layers,
+        max_parallel_downloads: config.images.max_parallel_downloads,
         cache_bytes: config.images.cache_bytes,
         pinned: config.images.pinned.clone(),
         limits: Limits { layer_bytes: config.images.max_layer_bytes, ..Limits::default() },

@@ -12,6 +12,8 @@ pub struct ImageStoreConfig {
     pub certs_dirs: Vec<PathBuf>,
     /// How many layers of one image download and convert at once. At least one.
     pub max_parallel_layers: usize,
+    /// How many layers of all images do. At least one; a slow registry must not stop the others.
+    pub max_parallel_downloads: usize,
     /// How much of the disk layers may take that no image needs: those of removed images and of pulls
     /// that did not end well. Never more than half of what is free.
     pub cache_bytes: u64,
@@ -35,6 +37,7 @@ impl ImageStoreConfig {
                 .map(PathBuf::from)
                 .to_vec(),
             max_parallel_layers: 3,
+            max_parallel_downloads: 16,
             cache_bytes: 2 << 30,
             pinned: Vec::new(),
             limits: Limits::default(),

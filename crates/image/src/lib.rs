@@ -63,6 +63,7 @@ pub use self::{
     local::LocalError,
     manifest::ManifestError,
     progress::PullProgress,
+    pull::PullFigures,
     record::{ImageRecord, LayerRecord},
     registry::RegistryError,
     store::{Damage, HeldImage, ImageStore, Problem, RepairError, StoreError, Usage, Verified},

@@ -5,9 +5,11 @@
 //! its future: connections, temporary files (by their guards), pins; the blocking thread of a
 //! layer sees its channel close and ends.
 
+mod feed;
 mod layer;
 mod lower;
 mod source;
+mod traffic;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -25,8 +27,11 @@ use crate::record::{ImageRecord, LayerRecord};
 use crate::reference::Reference;
 use crate::store::{Files, Inner, Pins, blocking};
 
-use self::layer::{LayerJob, LayerReady};
+use self::layer::{LayerJob, LayerReady, Made};
 use self::source::{Found, LayerSource, Source};
+pub use self::traffic::PullFigures;
+use self::traffic::Running;
+pub(crate) use self::traffic::Traffic;
 
 /// A failure and the step it belongs to.
 type Failed = (Stage, PullCause);
@@ -45,17 +50,19 @@ pub(crate) async fn pull(
 ) -> Result<ImageRecord, PullError> {
     let name = reference.to_string();
     tracing::info!(image = %name, "pulling");
-    let begun = std::time::Instant::now();
+    let traffic = Arc::clone(&store.traffic);
+    let running = Running::begin(&traffic, &name);
     match run(Arc::clone(&store), reference, auth, progress).await {
-        Ok(record) => {
+        Ok(Pulled { record, bytes, reused }) => {
             store.measure_later(&record);
-            let took = begun.elapsed().as_millis();
-            tracing::info!(image = %name, id = %record.id, layers = record.layers.len(), ms = took, "pulled");
+            let (ms, layers) = (running.end(true), record.layers.len());
+            tracing::info!(image = %name, id = %record.id, layers, reused, bytes, ms, "pulled");
             Ok(record)
         }
         Err((stage, cause)) => {
+            let ms = running.end(false);
             let error = PullError { reference: name, stage, cause };
-            tracing::warn!(%error, "pull failed");
+            tracing::warn!(ms, %error, "pull failed");
             if let Err(error) = blocking(move || store.sweep()).await.and_then(|done| done) {
                 tracing::warn!(%error, "could not tidy up after the pull");
             }
@@ -64,22 +71,36 @@ pub(crate) async fn pull(
     }
 }
 
+/// An image, and what of it had to come.
+struct Pulled {
+    record: ImageRecord,
+    /// The layers' blobs that were fetched.
+    bytes: u64,
+    /// Layers that were here.
+    reused: usize,
+}
+
 async fn run(
     store: Arc<Inner>,
     reference: Reference,
     auth: Option<RegistryAuth>,
     progress: Arc<dyn PullProgress>,
-) -> Result<ImageRecord, Failed> {
+) -> Result<Pulled, Failed> {
     let source = Source::open(&store, &reference, auth).await.map_err(at(Stage::Source))?;
     let found = source.find(&reference, &store.config.limits).await.map_err(at(Stage::Manifest))?;
+    // Who wants the same image waits, and finds it complete, or goes on where this one was given up.
+    let flight = store.flight(format!("manifest {}", found.manifest_digest));
+    let _alone = flight.lock().await;
     if let Some((present, _pins)) = unchanged(&store, &found.manifest_digest).await? {
         progress.resolved(present.layers.len(), 0);
         for layer in found.layers.iter().filter_map(LayerSource::digest) {
             progress.layer_started(layer, None);
             progress.layer_finished(layer, true);
         }
+        let reused = present.layers.len();
         let record = renamed(&reference, present, found);
-        return blocking(move || store.record(record)).await.and_then(|done| done).map_err(at(Stage::Record));
+        let record = blocking(move || store.record(record)).await.and_then(|done| done);
+        return Ok(Pulled { record: record.map_err(at(Stage::Record))?, bytes: 0, reused });
     }
     let limits = store.config.limits;
     let config_bytes = source.config(&found, limits.config_bytes).await.map_err(at(Stage::Config))?;
@@ -89,19 +110,27 @@ async fn run(
 
     let blobs = [&id, &found.manifest_digest].map(Files::blob_key).to_vec();
     let _blob_pins = store.pin(blobs);
-    let files = store.files.clone();
     let documents =
         [(id.clone(), config_bytes.clone()), (found.manifest_digest.clone(), found.manifest.clone())];
-    let write = move || documents.iter().try_for_each(|(digest, bytes)| files.write_blob(digest, bytes));
-    blocking(write).await.and_then(|done| done).map_err(at(Stage::Config))?;
-
     let jobs = jobs(&store, &config, &found.layers);
     let _layer_pins = store.pin(jobs.iter().flat_map(LayerJob::keys).collect());
     let bytes = found.layers.iter().filter_map(LayerSource::size).sum();
     progress.resolved(jobs.len(), bytes);
-    let layers = layers(&store, &source, jobs, &progress).await?;
+    // The disk takes its time to sync; the layers do not wait for it.
+    let (layers, ()) = tokio::try_join!(layers(&store, &source, jobs, &progress), write(&store, documents))?;
+    let (layers, fetched): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
     let record = record(&reference, id, config_bytes.len() as u64, config, found, layers);
-    blocking(move || store.record(record)).await.and_then(|done| done).map_err(at(Stage::Record))
+    let record =
+        blocking(move || store.record(record)).await.and_then(|done| done).map_err(at(Stage::Record))?;
+    let reused = fetched.iter().filter(|bytes| bytes.is_none()).count();
+    Ok(Pulled { record, bytes: fetched.into_iter().flatten().sum(), reused })
+}
+
+/// Writes manifest and config into the store.
+async fn write(store: &Arc<Inner>, documents: [(Digest, Vec<u8>); 2]) -> Result<(), Failed> {
+    let files = store.files.clone();
+    let write = move || documents.iter().try_for_each(|(digest, bytes)| files.write_blob(digest, bytes));
+    blocking(write).await.and_then(|done| done).map_err(at(Stage::Config))
 }
 
 /// The image that this manifest gave at a former pull, when nothing of it is missing.
@@ -162,14 +191,14 @@ fn jobs(store: &Arc<Inner>, config: &Config, sources: &[LayerSource]) -> Vec<Lay
     jobs
 }
 
-/// Runs all jobs. The first real failure ends the others; that a lower layer is gone is reported
+/// Runs all jobs; answers each layer with the bytes that had to come for it. The first real failure ends the others; that a lower layer is gone is reported
 /// only if nothing else is.
 async fn layers(
     store: &Arc<Inner>,
     source: &Source,
     jobs: Vec<LayerJob>,
     progress: &Arc<dyn PullProgress>,
-) -> Result<Vec<LayerRecord>, Failed> {
+) -> Result<Vec<Made>, Failed> {
     let count = jobs.len();
     let parallel = store.config.max_parallel_layers.max(1);
     let mut running = stream::iter(jobs)
@@ -180,7 +209,7 @@ async fn layers(
             (index, done.map_err(|cause| (stage, cause)))
         })
         .buffer_unordered(parallel);
-    let mut records: Vec<Option<LayerRecord>> = vec![None; count];
+    let mut records: Vec<Option<Made>> = vec![None; count];
     let mut echo = None;
     while let Some((index, done)) = running.next().await {
         match done {

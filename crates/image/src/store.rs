@@ -30,6 +30,7 @@ use crate::config::ImageStoreConfig;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, ImageError, io_kind};
 use crate::progress::{PullProgress, Unwatched};
+use crate::pull::{PullFigures, Traffic};
 use crate::record::ImageRecord;
 use crate::reference::Reference;
 
@@ -62,8 +63,10 @@ pub(crate) struct Inner {
     measured: Mutex<BTreeMap<String, Measured>>,
     /// Those at it.
     measuring: Mutex<Vec<tokio::task::JoinHandle<()>>>,
-    /// Layers being made, by chain id: a second pull of one waits for the first.
+    /// Images and layers being made: a second pull of one waits for the first.
     flights: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// What all pulls share.
+    pub(crate) traffic: Arc<Traffic>,
     /// The lock of the directory, held while open.
     _lock: File,
 }
@@ -135,6 +138,7 @@ impl ImageStore {
         let files = Files::create(config.root.join("images")).map_err(ImageError::Store)?;
         let lock = files.lock().map_err(ImageError::Store)?;
         let inner = Inner {
+            traffic: Arc::new(Traffic::new(config.max_parallel_downloads)),
             config,
             pinned,
             files,
@@ -167,6 +171,11 @@ impl ImageStore {
         crate::pull::pull(Arc::clone(&self.inner), reference, auth, progress)
             .await
             .map_err(|error| ImageError::Pull(Box::new(error)))
+    }
+
+    /// Figures about all pulls since the store was opened.
+    pub fn pull_figures(&self) -> PullFigures {
+        self.inner.traffic.figures()
     }
 
     /// All images in the order of their ids.
@@ -396,12 +405,12 @@ impl Inner {
         Pins { store: Arc::clone(self), keys }
     }
 
-    /// The lock of a layer being made. Chains of layers are locked from the bottom up, and a
-    /// chain's prefixes are shorter than it, so waiting never goes in a circle.
-    pub(crate) fn flight(&self, chain_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    /// The lock of something being made. It is always an image first, then one of its layers as part of its chain, then
+    /// that layer for itself. Chains are locked from the bottom up, and a chain's prefixes are shorter than it; who has
+    /// the lock of a layer for itself waits for no other layer. So waiting never goes in a circle.
+    pub(crate) fn flight(&self, key: String) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = locked(&self.flights);
         flights.retain(|_, flight| flight.strong_count() > 0);
-        let key = chain_id.to_string();
         if let Some(flight) = flights.get(&key).and_then(Weak::upgrade) {
             return flight;
         }

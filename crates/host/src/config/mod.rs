@@ -150,6 +150,8 @@ pub struct ImagesConfig {
     pub certs_dirs: Vec<PathBuf>,
     /// Layers of one image that download at once.
     pub max_parallel_layers: usize,
+    /// Layers of all images that download at once.
+    pub max_parallel_downloads: usize,
     /// The largest layer after decompression, in bytes.
     pub max_layer_bytes: u64,
     /// Disk for layers that no image needs, in bytes.
@@ -313,6 +315,7 @@ impl Default for Config {
                     .map(PathBuf::from)
                     .to_vec(),
                 max_parallel_layers: 3,
+                max_parallel_downloads: 16,
                 max_layer_bytes: 64 << 30,
                 cache_bytes: 2 << 30,
                 pinned: Vec::new(),

@@ -231,6 +231,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| c.images.max_parallel_layers.to_string(),
     },
     Setting {
+        key: "images.max_parallel_downloads",
+        help: "Layers of all images that download at once.",
+        expected: "a whole number from 1 to 256",
+        variable: None,
+        set: |c, v| put(&mut c.images.max_parallel_downloads, as_number::<u16>(v, 1, 256).map(usize::from)),
+        show: |c| c.images.max_parallel_downloads.to_string(),
+    },
+    Setting {
         key: "images.max_layer_bytes",
         help: "The largest layer after decompression; a larger one fails its pull.",
         expected: "a size such as \"64GiB\", or a number of bytes, at least 1 MiB",

@@ -1,29 +1,34 @@
 //! One layer of a pull.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use bytes::Bytes;
 use tempfile::NamedTempFile;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
+use super::feed::{self, Meter, WatchedFile};
 use super::lower::PendingLower;
 use super::source::{LayerSource, Source};
+use super::traffic::Turn;
 use crate::digest::Digest;
 use crate::erofs::{Reader, ReaderError};
 use crate::error::{PullCause, Stage};
-use crate::layer::{Converted, Expected, build};
+use crate::layer::{BuildError, Converted, Expected, build};
 use crate::manifest::ManifestError;
 use crate::progress::PullProgress;
 use crate::record::LayerRecord;
-use crate::registry::BlobSink;
 use crate::store::{Files, Inner, StoreError, blocking};
 
-/// Pieces of a blob between the network and the thread that converts it: a bound on memory.
-const QUEUE: usize = 32;
+/// A layer in the store, and what its blob had, unless it was there before.
+pub(super) type Made = (LayerRecord, Option<u64>);
+
+/// The name of a layer's file, its size, and whether it brings nothing at all.
+type LayerFile = (String, u64, bool);
 
 /// The file of a layer, once it is in the store.
 pub(super) type LayerReady = Option<PathBuf>;
@@ -67,33 +72,59 @@ impl LayerJob {
         self,
         source: &Source,
         progress: Arc<dyn PullProgress>,
-    ) -> Result<LayerRecord, PullCause> {
-        let flight = self.store.flight(&self.chain_id);
+    ) -> Result<Made, PullCause> {
+        let flight = self.store.flight(format!("chain {}", self.chain_id));
         let _alone = flight.lock().await;
         progress.layer_started(self.digest(), self.source.size());
-        let existing = {
-            let (files, names) = (self.store.files.clone(), self.file_names());
-            blocking(move || names.into_iter().find_map(|name| sound(&files, name))).await?
+        let begun = Instant::now();
+        let (found, reused) = match self.existing().await? {
+            Some(found) => (found, true),
+            None => self.obtain(source, &progress).await?,
         };
-        let reused = existing.is_some();
-        let (file, size, empty) = match existing {
-            Some(found) => found,
-            None => {
-                let file = self.make(source, &progress).await?;
-                let path = self.store.files.erofs(&file);
-                let (size, empty) = blocking(move || measure(&path)).await??;
-                (file, size, empty)
-            }
-        };
+        let (file, size, empty) = found;
         let path = self.store.files.erofs(&file);
         let digest = self.digest().to_string();
+        let traffic = &self.store.traffic;
+        let count = if reused { &traffic.layers_reused } else { &traffic.layers_made };
+        count.fetch_add(1, Ordering::Relaxed);
+        let (bytes, ms) = (self.source.size(), begun.elapsed().as_millis());
+        tracing::debug!(layer = %digest, reused, bytes, erofs_bytes = size, ms, "layer ready");
         progress.layer_finished(self.digest(), reused);
         self.ready.send_replace(Some(path));
-        Ok(LayerRecord { diff_id: self.diff_id.to_string(), digest, file, size, empty })
+        let record = LayerRecord { diff_id: self.diff_id.to_string(), digest, file, size, empty };
+        Ok((record, (!reused).then_some(bytes.unwrap_or(0))))
+    }
+
+    /// The layer's file in the store.
+    async fn existing(&self) -> Result<Option<LayerFile>, PullCause> {
+        let (files, names) = (self.store.files.clone(), self.file_names());
+        Ok(blocking(move || names.into_iter().find_map(|name| sound(&files, name))).await?)
+    }
+
+    /// Makes the layer, unless somebody who makes the same one above other layers does; the latter is told.
+    async fn obtain(
+        &self,
+        source: &Source,
+        progress: &Arc<dyn PullProgress>,
+    ) -> Result<(LayerFile, bool), PullCause> {
+        let alone = self.store.flight(format!("layer {}", self.diff_id)).lock_owned().await;
+        if let Some(found) = self.existing().await? {
+            return Ok((found, true));
+        }
+        let turn = Turn { _slot: self.store.traffic.slot().await, _alone: Some(alone) };
+        let file = self.make(source, progress, turn).await?;
+        let path = self.store.files.erofs(&file);
+        let (size, empty) = blocking(move || measure(&path)).await??;
+        Ok(((file, size, empty), false))
     }
 
     /// Downloads and converts the layer; returns the name of its file.
-    async fn make(&self, source: &Source, progress: &Arc<dyn PullProgress>) -> Result<String, PullCause> {
+    async fn make(
+        &self,
+        source: &Source,
+        progress: &Arc<dyn PullProgress>,
+        turn: Turn,
+    ) -> Result<String, PullCause> {
         let files = self.store.files.clone();
         let (temporary, output) = blocking(move || {
             let temporary = files.temporary()?;
@@ -105,27 +136,24 @@ impl LayerJob {
             Ok::<_, StoreError>((temporary, output))
         })
         .await??;
-        let converted = match (&self.source, source) {
+        let meter = Meter {
+            progress: Arc::clone(progress),
+            traffic: Arc::clone(&self.store.traffic),
+            layer: self.digest().clone(),
+            bytes: 0,
+        };
+        // Until the file has its name: others look for that.
+        let (converted, _turn) = match (&self.source, source) {
             (LayerSource::Registry(blob), Source::Registry(repository)) => {
-                let (sender, receiver) = mpsc::channel(QUEUE);
-                let reader = Pieces { receiver, piece: Bytes::new(), ended: false };
-                let converting = self.convert(reader, output);
-                let mut sink = Feed {
-                    sender,
-                    progress: Arc::clone(progress),
-                    layer: blob.digest.clone(),
-                    downloaded: 0,
-                };
+                let (mut feed, pieces) = feed::queue(meter);
                 let feeding = async {
-                    let fed = repository.blob(&blob.digest, blob.size, &mut sink).await;
+                    let fed = repository.blob(&blob.digest, blob.size, &mut feed).await;
                     if fed.is_ok() {
-                        // A reader that has gone away told why.
-                        let _ = sink.sender.send(Piece::End).await;
+                        feed.end().await;
                     }
-                    drop(sink);
                     fed
                 };
-                let (fed, converted) = tokio::join!(feeding, converting);
+                let (fed, converted) = tokio::join!(feeding, self.convert(pieces, output, turn));
                 // What broke the stream explains what the converter then saw.
                 fed?;
                 converted?
@@ -137,14 +165,8 @@ impl LayerJob {
                     path: range.path.clone(),
                     source,
                 })?;
-                let reader = WatchedFile {
-                    file,
-                    alive: Arc::downgrade(&alive),
-                    progress: Arc::clone(progress),
-                    layer: self.digest().clone(),
-                    read: 0,
-                };
-                let converted = self.convert(reader, output).await;
+                let reader = WatchedFile { file, alive: Arc::downgrade(&alive), meter };
+                let converted = self.convert(reader, output, turn).await;
                 drop(alive);
                 converted?
             }
@@ -155,19 +177,30 @@ impl LayerJob {
         self.publish(temporary, converted).await
     }
 
+    /// Gives the turn back, if it is still the layer's own.
     async fn convert(
         &self,
         reader: impl Read + Send + 'static,
         output: File,
-    ) -> Result<Converted, PullCause> {
+        turn: Turn,
+    ) -> Result<(Converted, Option<Turn>), PullCause> {
         let expected = Expected {
             blob: self.source.digest().cloned(),
             size: self.source.size(),
             diff_id: self.diff_id.clone(),
         };
-        let mut lower = PendingLower { runtime: Handle::current(), below: self.below.clone(), stack: None };
+        let mut lower = PendingLower {
+            runtime: Handle::current(),
+            below: self.below.clone(),
+            stack: None,
+            traffic: Arc::clone(&self.store.traffic),
+            turn: Some(turn),
+        };
         let (limits, spool) = (self.store.config.limits, self.store.files.tmp());
-        let work = move || build(reader, &expected, output, &spool, &mut lower, &limits);
+        let work = move || {
+            let converted = build(reader, &expected, output, &spool, &mut lower, &limits)?;
+            Ok::<_, BuildError>((converted, lower.turn))
+        };
         Ok(blocking(work).await??)
     }
 
@@ -176,14 +209,13 @@ impl LayerJob {
         let name = if converted.depends_on_lower { chained } else { own };
         let (store, file) = (Arc::clone(&self.store), name.clone());
         blocking(move || store.publish_layer(temporary, &file)).await??;
-        tracing::debug!(layer = %self.digest(), bytes = converted.bytes, inodes = converted.inodes, "layer converted");
         Ok(name)
     }
 }
 
 /// The file of that name with what [`measure`] finds, if it is there and whole. One that is not is made anew
 /// under its name.
-fn sound(files: &Files, name: String) -> Option<(String, u64, bool)> {
+fn sound(files: &Files, name: String) -> Option<LayerFile> {
     let path = files.erofs(&name);
     if !path.exists() {
         return None;
@@ -212,71 +244,4 @@ fn measure(path: &Path) -> Result<(u64, bool), PullCause> {
     // A root alone brings nothing, unless it hides what is below.
     let empty = reader.inodes == 1 && reader.xattrs(&reader.root()?)?.iter().next().is_none();
     Ok((size, empty))
-}
-
-/// What goes from the network to the converting thread.
-enum Piece {
-    Bytes(Bytes),
-    /// The blob is complete; without it the channel closed early.
-    End,
-}
-
-struct Feed {
-    sender: mpsc::Sender<Piece>,
-    progress: Arc<dyn PullProgress>,
-    layer: Digest,
-    downloaded: u64,
-}
-
-impl BlobSink for Feed {
-    async fn take(&mut self, bytes: Bytes) -> bool {
-        self.downloaded += bytes.len() as u64;
-        self.progress.layer_bytes(&self.layer, self.downloaded);
-        self.sender.send(Piece::Bytes(bytes)).await.is_ok()
-    }
-}
-
-/// The converting thread's end of the channel.
-struct Pieces {
-    receiver: mpsc::Receiver<Piece>,
-    piece: Bytes,
-    ended: bool,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() && !self.ended {
-            match self.receiver.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => self.piece = bytes,
-                Some(Piece::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download stopped")),
-            }
-        }
-        let n = buffer.len().min(self.piece.len());
-        buffer[..n].copy_from_slice(&self.piece.split_to(n));
-        Ok(n)
-    }
-}
-
-/// A blob in a file, read as long as the pull lives.
-struct WatchedFile {
-    file: io::Take<File>,
-    alive: Weak<()>,
-    progress: Arc<dyn PullProgress>,
-    layer: Digest,
-    read: u64,
-}
-
-impl Read for WatchedFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.alive.strong_count() == 0 {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the pull was given up"));
-        }
-        let n = self.file.read(buffer)?;
-        self.read += n as u64;
-        if n > 0 {
-            self.progress.layer_bytes(&self.layer, self.read);
-        }
-        Ok(n)
-    }
 }

@@ -1,11 +1,13 @@
 //! The lower layers of a layer that is being made while they are.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::layer::LayerReady;
+use super::traffic::{Traffic, Turn};
 use crate::erofs::ReaderError;
 use crate::layer::{Found, LayerStack, Lower, LowerError};
 
@@ -15,10 +17,15 @@ pub(super) struct PendingLower {
     /// Lowest first.
     pub(super) below: Vec<watch::Receiver<LayerReady>>,
     pub(super) stack: Option<LayerStack<File>>,
+    pub(super) traffic: Arc<Traffic>,
+    /// The layer's own turn; it is gone if the conversion is given up.
+    pub(super) turn: Option<Turn>,
 }
 
 impl PendingLower {
     fn wait(&mut self) -> Result<LayerStack<File>, LowerError> {
+        // The layer is of use to its chain only from now on, and the lower ones may need the slot.
+        self.turn = None;
         let mut files = Vec::with_capacity(self.below.len());
         for layer in &mut self.below {
             let ready =
@@ -27,6 +34,8 @@ impl PendingLower {
                 files.push(File::open(path).map_err(ReaderError::Io)?);
             }
         }
+        let slot = self.runtime.block_on(self.traffic.slot());
+        self.turn = Some(Turn { _slot: slot, _alone: None });
         LayerStack::new(files)
     }
 }

@@ -8,3 +8,4 @@ mod exports;
 mod misbehaves;
 mod pulls;
 mod tls;
+mod together;

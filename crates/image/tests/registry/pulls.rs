@@ -157,24 +157,6 @@ async fn a_tag_that_moved_leaves_the_old_image_without_it() {
 }
 
 #[tokio::test]
-async fn concurrent_pulls_download_each_layer_once() {
-    let (registry, fixture) = (Registry::good().await, Fixture::new());
-    let image = Image::new(&[Layer::gzip(tar(&[("big", &noise(3 << 20))]))]);
-    let reference = registry.put("x", "1", &image);
-    let pulls = (0..4).map(|_| {
-        let (store, reference) = (fixture.store.clone(), reference.clone());
-        tokio::spawn(async move { store.pull(&reference, None, None).await })
-    });
-    for pull in futures::future::join_all(pulls).await {
-        pull.unwrap().unwrap();
-    }
-    let layer = image.blobs.keys().find(|digest| **digest != image.id.to_string()).unwrap();
-    let downloads = registry.seen().iter().filter(|seen| seen.path.contains(layer)).count();
-    assert_eq!(downloads, 1);
-    fixture.assert_tmp_is_empty().await;
-}
-
-#[tokio::test]
 async fn records_and_files_survive_a_restart_and_orphans_do_not() {
     let (registry, fixture) = (Registry::good().await, Fixture::new());
     let reference = registry.put("x", "1", &simple_image());
