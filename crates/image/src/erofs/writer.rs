@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::path::PathBuf;
 
@@ -22,8 +22,7 @@ const SEEK_MIN: u64 = 64 << 10;
 /// Where the first inode lies in the metadata area. Not 0: inode number 0 means "no entry" to
 /// readers of directories.
 const FIRST_INODE: u64 = 64;
-/// Small files are written together; what is larger is written as it comes.
-const WRITE_BUFFER: usize = 64 << 10;
+const COPY_BUFFER: usize = 128 << 10;
 static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
 /// The image could not be written.
@@ -64,14 +63,21 @@ pub(crate) struct ImageWriter<W: Write + Seek> {
     position: u64,
     limit: u64,
     spool: Spool,
+    buffer: Box<[u8]>,
 }
 
 impl<W: Write + Seek> ImageWriter<W> {
     /// `limit` bounds the image's size; tails wait in an unnamed file of `spool_directory`.
     pub(crate) fn new(out: W, limit: u64, spool_directory: Option<PathBuf>) -> Result<Self, WriterError> {
-        let mut out = io::BufWriter::with_capacity(WRITE_BUFFER, out);
+        let mut out = io::BufWriter::with_capacity(COPY_BUFFER, out);
         out.write_all(&ZEROS).map_err(WriterError::Output)?;
-        Ok(Self { out, position: BLOCK, limit, spool: Spool::new(spool_directory) })
+        Ok(Self {
+            out,
+            position: BLOCK,
+            limit,
+            spool: Spool::new(spool_directory),
+            buffer: vec![0; COPY_BUFFER].into_boxed_slice(),
+        })
     }
 
     /// Writes the bytes of one file. `xattrs` are those of its inode: they decide how much may
@@ -80,7 +86,7 @@ impl<W: Write + Seek> ImageWriter<W> {
         &mut self,
         pieces: &[Piece],
         xattrs: &Xattrs,
-        input: &mut dyn BufRead,
+        input: &mut dyn Read,
     ) -> Result<Data, WriterError> {
         let mut size = 0u64;
         for piece in pieces {
@@ -133,20 +139,23 @@ impl<W: Write + Seek> ImageWriter<W> {
         Ok(())
     }
 
-    fn copy(&mut self, mut bytes: u64, left: &mut u64, input: &mut dyn BufRead) -> Result<(), WriterError> {
-        while bytes > 0 {
-            let chunk = match input.fill_buf() {
-                Ok([]) => return Err(WriterError::Short { missing: bytes }),
-                Ok(chunk) => chunk,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(WriterError::Input(error)),
+    fn copy(&mut self, mut bytes: u64, left: &mut u64, input: &mut dyn Read) -> Result<(), WriterError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut result = Ok(());
+        while bytes > 0 && result.is_ok() {
+            let want = bytes.min(buffer.len() as u64) as usize;
+            result = match input.read(&mut buffer[..want]) {
+                Ok(0) => Err(WriterError::Short { missing: bytes }),
+                Ok(n) => {
+                    bytes -= n as u64;
+                    self.put(&buffer[..n], left)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+                Err(error) => Err(WriterError::Input(error)),
             };
-            let n = bytes.min(chunk.len() as u64) as usize;
-            self.put(&chunk[..n], left)?;
-            input.consume(n);
-            bytes -= n as u64;
         }
-        Ok(())
+        self.buffer = buffer;
+        result
     }
 
     /// Sends bytes to the blocks while `left` says that some are missing there, then to the spool.

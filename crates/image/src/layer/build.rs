@@ -1,16 +1,17 @@
 //! One layer, from the bytes of its blob to a checked EROFS file. Blocking.
 
+use std::cell::RefCell;
 use std::error::Error as StdError;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::thread;
+use std::rc::Rc;
 
 use thiserror::Error;
 
 use super::convert::{ConvertError, Converted, convert};
 use super::lower::{Lower, LowerError};
-use super::stream::{Ahead, Behind, Decompressed, Measured, OverLimit, Stream};
+use super::stream::{Decompressed, Measured, OverLimit, Stream};
 use crate::config::Limits;
 use crate::digest::{Algorithm, Digest};
 use crate::erofs::{ImageWriter, WriterError};
@@ -46,8 +47,6 @@ pub(crate) enum BuildError {
     Input(#[source] io::Error),
     #[error("could not decompress the layer")]
     Decompress(#[source] io::Error),
-    #[error("could not start a thread for the layer")]
-    Thread(#[source] io::Error),
     #[error(transparent)]
     Convert(ConvertError),
 }
@@ -63,7 +62,6 @@ impl BuildError {
             | Self::Decompress(_) => ErrorKind::Corrupt,
             Self::Bomb { .. } => ErrorKind::Unsupported,
             Self::Input(_) => ErrorKind::Unavailable,
-            Self::Thread(_) => ErrorKind::Internal,
             Self::Convert(error) => match error {
                 ConvertError::Write { source, .. } | ConvertError::Finish(source) => match source {
                     WriterError::Output(error) => io_kind(error),
@@ -99,7 +97,7 @@ impl BuildError {
 /// Reads the blob to its end, checks it against `expected` and writes its image to `output`.
 /// `spool` is a directory for unnamed temporary files.
 pub(crate) fn build(
-    blob: impl Read + Send,
+    blob: impl Read,
     expected: &Expected,
     output: File,
     spool: &Path,
@@ -107,21 +105,19 @@ pub(crate) fn build(
     limits: &Limits,
 ) -> Result<Converted, BuildError> {
     let algorithm = expected.blob.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-    let mut blob = Measured::new(blob, algorithm, expected.size.unwrap_or(u64::MAX));
-    let (behind, tar) = Ahead::new(expected.diff_id.algorithm(), limits.layer_bytes);
-    let result = thread::scope(|scope| {
-        let decompressing = thread::Builder::new().name("inflate".into());
-        // It ends with its stream, or when nobody reads it any more.
-        decompressing.spawn_scoped(scope, || decompress(&mut blob, behind)).map_err(BuildError::Thread)?;
-        unpack(tar, expected, output, spool, lower, limits)
-    });
-    match result {
+    let blob = Shared(Rc::new(RefCell::new(Measured::new(
+        blob,
+        Stream::Blob,
+        algorithm,
+        expected.size.unwrap_or(u64::MAX),
+    ))));
+    match unpack(blob.clone(), expected, output, spool, lower, limits) {
         Ok(converted) => {
-            verify(&mut blob, expected)?;
+            blob.verify(expected)?;
             Ok(converted)
         }
         // Bad bytes show up as nonsense in the tar; that they are not the right bytes says more.
-        Err(error) if error.kind() == ErrorKind::Corrupt => match verify(&mut blob, expected) {
+        Err(error) if error.kind() == ErrorKind::Corrupt => match blob.verify(expected) {
             Err(
                 mismatch @ (BuildError::Size { .. } | BuildError::Longer { .. } | BuildError::Digest { .. }),
             ) => Err(mismatch),
@@ -131,15 +127,8 @@ pub(crate) fn build(
     }
 }
 
-fn decompress(blob: &mut Measured<impl Read>, behind: Behind) {
-    match Decompressed::new(blob) {
-        Ok(stream) => behind.send_all(stream),
-        Err(error) => behind.fail(error),
-    }
-}
-
-fn unpack(
-    tar: Ahead,
+fn unpack<R: Read>(
+    blob: Shared<R>,
     expected: &Expected,
     output: File,
     spool: &Path,
@@ -150,13 +139,16 @@ fn unpack(
         (Stream::Blob, Some(expected)) => BuildError::Longer { expected },
         (Stream::Blob, None) | (Stream::Tar, _) => BuildError::Bomb { limit: limits.layer_bytes },
     };
+    let decompress = |error| over_limit(&error).map_or_else(|| BuildError::Decompress(error), over);
+    let tar = Decompressed::new(blob).map_err(decompress)?;
+    let tar = Measured::new(tar, Stream::Tar, expected.diff_id.algorithm(), limits.layer_bytes);
     let writer = ImageWriter::new(output, limits.layer_bytes, Some(spool.to_owned()))
         .map_err(|error| BuildError::Convert(ConvertError::Finish(error)))?;
     let (mut tar, output, converted) =
         convert(tar, writer, lower, limits.metadata_bytes, uuid(&expected.diff_id))
             .map_err(|error| over_limit(&error).map_or_else(|| BuildError::Convert(error), over))?;
     drop(output);
-    tar.drain().map_err(|error| over_limit(&error).map_or_else(|| BuildError::Decompress(error), over))?;
+    tar.drain().map_err(decompress)?;
     let got = tar.digest();
     if got == expected.diff_id {
         Ok(converted)
@@ -165,22 +157,40 @@ fn unpack(
     }
 }
 
-/// Reads to the end and compares with what the manifest states.
-fn verify(blob: &mut Measured<impl Read>, expected: &Expected) -> Result<(), BuildError> {
-    blob.drain().map_err(|error| match expected.size {
-        Some(expected) if over_limit(&error).is_some() => BuildError::Longer { expected },
-        Some(_) | None => BuildError::Input(error),
-    })?;
-    if let Some(size) = expected.size
-        && size != blob.count()
-    {
-        return Err(BuildError::Size { expected: size, got: blob.count() });
+/// The blob, still at hand after the tar's reader took it.
+struct Shared<R>(Rc<RefCell<Measured<R>>>);
+
+impl<R> Clone for Shared<R> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
     }
-    match &expected.blob {
-        Some(digest) if *digest != blob.digest() => {
-            Err(BuildError::Digest { expected: digest.clone(), got: blob.digest() })
+}
+
+impl<R: Read> Read for Shared<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut().read(buffer)
+    }
+}
+
+impl<R: Read> Shared<R> {
+    /// Reads to the end and compares with what the manifest states.
+    fn verify(&self, expected: &Expected) -> Result<(), BuildError> {
+        let mut blob = self.0.borrow_mut();
+        blob.drain().map_err(|error| match expected.size {
+            Some(expected) if over_limit(&error).is_some() => BuildError::Longer { expected },
+            Some(_) | None => BuildError::Input(error),
+        })?;
+        if let Some(size) = expected.size
+            && size != blob.count()
+        {
+            return Err(BuildError::Size { expected: size, got: blob.count() });
         }
-        Some(_) | None => Ok(()),
+        match &expected.blob {
+            Some(digest) if *digest != blob.digest() => {
+                Err(BuildError::Digest { expected: digest.clone(), got: blob.digest() })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! - Whiteouts speak of lower layers only: what this layer brings itself stays.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Seek, Write};
+use std::io::{Read, Seek, Write};
 
 use thiserror::Error;
 
@@ -26,7 +26,6 @@ use crate::tar::{Entry, EntryKind, TarError, TarReader};
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-const COPY_BUFFER: usize = 128 << 10;
 /// As the kernel: how many symlinks one path may lead through.
 const MAX_SYMLINKS: usize = 40;
 
@@ -88,7 +87,7 @@ pub(crate) struct Converted {
 
 /// Reads a tar up to its end mark and writes its image; gives back the tar's reader, which may
 /// have bytes left, and the output.
-pub(crate) fn convert<R: BufRead, W: Write + Seek>(
+pub(crate) fn convert<R: Read, W: Write + Seek>(
     tar: R,
     writer: ImageWriter<W>,
     lower: &mut dyn Lower,
@@ -131,7 +130,7 @@ impl Trail {
 }
 
 impl<W: Write + Seek> Converter<'_, W> {
-    fn entry<R: BufRead>(&mut self, entry: Entry, tar: &mut TarReader<R>) -> Result<(), ConvertError> {
+    fn entry<R: Read>(&mut self, entry: Entry, tar: &mut TarReader<R>) -> Result<(), ConvertError> {
         let mut names = components(&entry.path)?;
         let Some(name) = names.pop() else { return self.root(&entry) };
         let parent = self.directory(names, &entry.path)?;
@@ -254,8 +253,7 @@ impl<W: Write + Seek> Converter<'_, W> {
             FoundKind::CharDevice(device) => Payload::CharDevice(device),
             FoundKind::BlockDevice(device) => Payload::BlockDevice(device),
             FoundKind::Fifo => Payload::Fifo,
-            FoundKind::File { size, content } => {
-                let mut content = BufReader::with_capacity(COPY_BUFFER, content);
+            FoundKind::File { size, mut content } => {
                 let data = self
                     .writer
                     .file(&[Piece::Bytes(size)], &found.attributes.xattrs, &mut content)

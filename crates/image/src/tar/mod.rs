@@ -8,7 +8,7 @@ mod header;
 mod pax;
 mod sparse;
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 
 use thiserror::Error;
 
@@ -384,35 +384,12 @@ impl<R: Read> Read for TarReader<R> {
         }
         let n = self.inner.read(&mut buffer[..want])?;
         if n == 0 {
-            return Err(ends_in_a_file());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends in the middle of a file"));
         }
         self.offset += n as u64;
         self.left -= n as u64;
         Ok(n)
     }
-}
-
-impl<R: BufRead> BufRead for TarReader<R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.left == 0 {
-            return Ok(&[]);
-        }
-        let buffer = self.inner.fill_buf()?;
-        if buffer.is_empty() {
-            return Err(ends_in_a_file());
-        }
-        Ok(&buffer[..(buffer.len() as u64).min(self.left) as usize])
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.inner.consume(amount);
-        self.offset += amount as u64;
-        self.left -= amount as u64;
-    }
-}
-
-fn ends_in_a_file() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends in the middle of a file")
 }
 
 #[cfg(test)]
