@@ -20,6 +20,8 @@ use crate::seam::BackendKind;
 
 /// A guest that does not answer a connection by then has lost it.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// Between attempts while the VMM's queue of connections is full.
+const FULL_PAUSE: Duration = Duration::from_millis(2);
 
 /// The directory of a box's sockets.
 #[derive(Debug)]
@@ -72,7 +74,17 @@ impl Ports {
         if FileType::from_raw_mode(fstat(&socket)?.st_mode) != FileType::Socket {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is not a socket")));
         }
-        UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
+        let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        loop {
+            match UnixStream::connect(&path).await {
+                // The VMM has a queue of five for connections that it has not accepted; beyond that the kernel does
+                // not wait for us.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
     }
 }
 
@@ -144,6 +156,26 @@ mod tests {
         let _other = UnixListener::bind(dir.path().join("other.sock")).unwrap();
         std::os::unix::fs::symlink("../other.sock", dir.path().join("vsock/guest_1025")).unwrap();
         assert!(ports.dial(1025).await.is_err());
+    }
+
+    /// Twenty connections at once failed on libkrun, whose queue has room for five.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_of_connections_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = ports(dir.path(), BackendKind::Libkrun);
+        let listener = ports.listen(1025).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        let mut full = Vec::new();
+        while full.len() < 2 {
+            full.push(ports.dial(1025).await.unwrap());
+        }
+        assert_eq!(ports.dial(1025).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let accept_later = async {
+            tokio::time::sleep(DIAL_LIMIT / 2).await;
+            listener.accept().await.unwrap()
+        };
+        let (dialled, _accepted) = tokio::join!(ports.dial(1025), accept_later);
+        dialled.unwrap();
     }
 
     #[tokio::test]
