@@ -102,8 +102,7 @@ async fn relay(
     to_host: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
     let (mut from_port, mut to_port) = tcp.split();
-    tokio::try_join!(chunks::unpack(from_host, &mut to_port), chunks::pack(&mut from_port, to_host))?;
-    Ok(())
+    chunks::carry(from_host, to_host, &mut from_port, &mut to_port).await
 }
 
 /// The agent lives in the pod's network namespace.
@@ -169,10 +168,7 @@ mod tests {
         });
         let (mut from_agent, mut to_agent) = split(near);
         let (mut said, mut got) = (said, Vec::new());
-        let (sent, read) =
-            tokio::join!(chunks::pack(&mut said, &mut to_agent), chunks::unpack(&mut from_agent, &mut got));
-        sent.unwrap();
-        read.unwrap();
+        chunks::carry(&mut from_agent, &mut to_agent, &mut said, &mut got).await.unwrap();
         agent.await.unwrap().unwrap();
         got
     }

@@ -17,6 +17,7 @@ mod boxes;
 mod cgroup;
 mod clock;
 mod config;
+mod drain;
 mod error;
 mod execution;
 mod log;

@@ -1,59 +1,59 @@
-//! A connection to a port of a pod, as its client holds it: bytes outside, pieces inside (see
-//! [`a3s_box_protocol::chunks`]).
+//! A connection to a port of a pod, as its client holds it; the guest's side is in [`a3s_box_protocol::chunks`].
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex, split};
 use tokio::net::UnixStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
-use a3s_box_protocol::chunks::{HEADER, MAX_CHUNK, length};
+use a3s_box_protocol::chunks::carry;
 
-/// Where the guest's direction is.
-#[derive(Debug)]
-enum Incoming {
-    /// So many octets of the next length are there.
-    Header([u8; HEADER], usize),
-    /// So many bytes of a piece are still to come.
-    Piece(usize),
-    /// The guest has said its end.
-    Ended,
-}
+/// Bytes between the client and the task that carries them.
+const BUFFER: usize = 64 * 1024;
 
-/// Dropping it closes the connection in the pod.
+/// What the client has sent before it went may take so long to be read in the pod.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Its shutdown is TCP's half-close. When it is dropped the connection in the pod ends, after what was sent.
 #[derive(Debug)]
 pub(crate) struct PortConnection {
-    io: UnixStream,
-    incoming: Incoming,
-    /// A piece of which the socket has not taken everything.
-    outgoing: Vec<u8>,
-    sent: usize,
-    ended: bool,
+    io: DuplexStream,
+    /// Set before the stream ends, if that is no end of the server's.
+    broken: Arc<OnceLock<io::ErrorKind>>,
+    _gone: DropGuard,
 }
 
 impl PortConnection {
-    pub(crate) fn new(io: UnixStream) -> Self {
-        let incoming = Incoming::Header([0; HEADER], 0);
-        Self { io, incoming, outgoing: Vec::new(), sent: 0, ended: false }
-    }
-
-    fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.outgoing.len() {
-            let count = ready!(Pin::new(&mut self.io).poll_write(context, &self.outgoing[self.sent..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    /// Starts to carry.
+    pub(crate) fn new(connection: UnixStream, tasks: &TaskTracker, closing: &CancellationToken) -> Self {
+        let (io, inner) = duplex(BUFFER);
+        let (gone, closing) = (CancellationToken::new(), closing.clone());
+        let guard = gone.clone().drop_guard();
+        let broken = Arc::new(OnceLock::new());
+        let tell = broken.clone();
+        tasks.spawn(async move {
+            let ((mut from, mut to), (mut read, mut write)) = (split(connection), split(inner));
+            let abandoned = async {
+                gone.cancelled().await;
+                tokio::time::sleep(LINGER).await;
+            };
+            tokio::select! {
+                carried = carry(&mut from, &mut to, &mut read, &mut write) => {
+                    if let Err(error) = carried {
+                        tracing::debug!(%error, "a connection to a port of a pod broke");
+                        tell.get_or_init(|| error.kind());
+                    }
+                }
+                () = abandoned => {}
+                () = closing.cancelled() => {}
             }
-            self.sent += count;
-        }
-        self.outgoing.clear();
-        self.sent = 0;
-        Poll::Ready(Ok(()))
-    }
-
-    fn queue(&mut self, bytes: &[u8]) {
-        self.outgoing.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-        self.outgoing.extend_from_slice(bytes);
+        });
+        Self { io, broken, _gone: guard }
     }
 }
 
@@ -63,42 +63,13 @@ impl AsyncRead for PortConnection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        loop {
-            match &mut this.incoming {
-                Incoming::Ended => return Poll::Ready(Ok(())),
-                Incoming::Header(header, have) => {
-                    let mut rest = ReadBuf::new(&mut header[*have..]);
-                    ready!(Pin::new(&mut this.io).poll_read(context, &mut rest))?;
-                    let count = rest.filled().len();
-                    if count == 0 {
-                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-                    }
-                    *have += count;
-                    if *have == HEADER {
-                        this.incoming = length(*header)?.map_or(Incoming::Ended, Incoming::Piece);
-                    }
-                }
-                Incoming::Piece(left) => {
-                    if buffer.remaining() == 0 {
-                        return Poll::Ready(Ok(()));
-                    }
-                    // The buffer must know that these bytes are initialized, else it would clear them.
-                    let room = buffer.remaining().min(*left);
-                    let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
-                    ready!(Pin::new(&mut this.io).poll_read(context, &mut part))?;
-                    let count = part.filled().len();
-                    if count == 0 {
-                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-                    }
-                    buffer.advance(count);
-                    *left -= count;
-                    if *left == 0 {
-                        this.incoming = Incoming::Header([0; HEADER], 0);
-                    }
-                    return Poll::Ready(Ok(()));
-                }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+        match self.broken.get() {
+            Some(&kind) if buffer.filled().len() == before && buffer.remaining() > 0 => {
+                Poll::Ready(Err(kind.into()))
             }
+            Some(_) | None => Poll::Ready(Ok(())),
         }
     }
 }
@@ -109,32 +80,15 @@ impl AsyncWrite for PortConnection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_drain(context))?;
-        if self.ended {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let count = bytes.len().min(MAX_CHUNK);
-        // A piece without bytes would be the end.
-        if count > 0 {
-            self.queue(&bytes[..count]);
-            if let Poll::Ready(Err(error)) = self.poll_drain(context) {
-                return Poll::Ready(Err(error));
-            }
-        }
-        Poll::Ready(Ok(count))
+        Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_drain(context)
+        Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.ended {
-            ready!(self.poll_drain(context))?;
-            self.ended = true;
-            self.queue(&[]);
-        }
-        self.poll_drain(context)
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
 
@@ -142,42 +96,69 @@ impl AsyncWrite for PortConnection {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use a3s_box_protocol::chunks::{pack, unpack};
-
     use super::*;
+
+    fn connect() -> (PortConnection, UnixStream, TaskTracker) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let tasks = TaskTracker::new();
+        let connection = PortConnection::new(near, &tasks, &CancellationToken::new());
+        tasks.close();
+        (connection, far, tasks)
+    }
+
+    /// The guest's side of a connection whose server reads everything and answers with it.
+    async fn echo(connection: UnixStream) -> io::Result<()> {
+        let (server, inner) = duplex(1000);
+        let ((mut from, mut to), (mut read, mut write)) = (split(connection), split(inner));
+        let answer = async {
+            let (mut questions, mut answers) = split(server);
+            let mut got = Vec::new();
+            questions.read_to_end(&mut got).await?;
+            answers.write_all(&got).await?;
+            answers.shutdown().await
+        };
+        tokio::try_join!(carry(&mut from, &mut to, &mut read, &mut write), answer).map(drop)
+    }
 
     #[tokio::test]
     async fn both_directions_carry_bytes_and_end_by_themselves() {
-        let (near, far) = UnixStream::pair().unwrap();
-        let (mut from, mut to) = far.into_split();
-        let guest = tokio::spawn(async move {
-            let mut got = Vec::new();
-            unpack(&mut from, &mut got).await.unwrap();
-            // The host's end has come; the guest's direction goes on.
-            pack(&mut got.as_slice(), &mut to).await.unwrap();
-        });
-        let mut connection = PortConnection::new(near);
+        let (mut connection, far, tasks) = connect();
+        let guest = tokio::spawn(echo(far));
         let sent: Vec<u8> = (0..200_000).map(|i: u32| (i % 241) as u8).collect();
         connection.write_all(&sent).await.unwrap();
         connection.shutdown().await.unwrap();
         let mut got = Vec::new();
         connection.read_to_end(&mut got).await.unwrap();
         assert!(got == sent);
-        guest.await.unwrap();
+        guest.await.unwrap().unwrap();
+        tasks.wait().await;
     }
 
     #[tokio::test]
-    async fn a_guest_that_lies_about_a_length_or_breaks_off_is_an_error() {
-        for (bytes, kind) in [
-            (&[0xff, 0xff, 0xff, 0xff, 1][..], io::ErrorKind::InvalidData),
-            (&[0, 0, 0, 9, 1][..], io::ErrorKind::UnexpectedEof),
-            (&[0, 0][..], io::ErrorKind::UnexpectedEof),
-        ] {
-            let (near, mut far) = UnixStream::pair().unwrap();
-            far.write_all(bytes).await.unwrap();
-            drop(far);
-            let error = PortConnection::new(near).read_to_end(&mut Vec::new()).await.unwrap_err();
-            assert_eq!(error.kind(), kind);
-        }
+    async fn what_was_sent_before_the_client_went_arrives() {
+        let (mut connection, far, tasks) = connect();
+        connection.write_all(b"last words").await.unwrap();
+        drop(connection);
+        let (server, inner) = duplex(1000);
+        let ((mut from, mut to), (mut read, mut write)) = (split(far), split(inner));
+        let (mut words, mut nothing) = split(server);
+        nothing.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        let (carried, read) =
+            tokio::join!(carry(&mut from, &mut to, &mut read, &mut write), words.read_to_end(&mut got));
+        carried.unwrap();
+        read.unwrap();
+        assert_eq!(got, b"last words");
+        tasks.wait().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_stays_is_left_when_the_client_has_gone() {
+        let (connection, mut far, tasks) = connect();
+        drop(connection);
+        tasks.wait().await;
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, [0; 4], "an end, and nothing else");
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +17,7 @@ use a3s_box_vmm::Machine;
 use a3s_box_vmm::error::ConnectError;
 
 use crate::attached::StreamReader;
+use crate::drain::Drain;
 use crate::text::{MESSAGE_LIMIT, printable};
 
 /// The longest until a stream is accepted. The guest itself gives up dialling a port of the pod after 10 s.
@@ -97,7 +98,7 @@ async fn handshake(machine: &dyn Machine, open: StreamOpen) -> Result<(UnixStrea
 /// An output stream of a guest: bytes in, acknowledgements out.
 #[derive(Debug)]
 pub(crate) struct Output {
-    from: OwnedReadHalf,
+    from: Drain,
     acks: OwnedWriteHalf,
     /// Bytes of an acknowledgement that the socket did not take yet.
     unsent: Vec<u8>,
@@ -111,12 +112,12 @@ impl Output {
     ) -> Result<(Self, u64), StreamError> {
         let (stream, first) = open(machine, name, offset).await?;
         let (from, acks) = stream.into_split();
-        Ok((Self { from, acks, unsent: Vec::new() }, first))
+        Ok((Self { from: Drain::start(from), acks, unsent: Vec::new() }, first))
     }
 
     /// Appends what has arrived to `buffer`; 0 is the end. Cancel safe.
     pub(crate) async fn read(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
-        self.from.read_buf(buffer).await
+        self.from.read(buffer).await
     }
 
     /// Tells the guest that all bytes before `offset` are safe. Never waits: a guest that does not read its

@@ -43,7 +43,7 @@ impl BoxManager {
         }
         let live = self.live(id).ok_or_else(|| refused("the pod sandbox is not ready"))?;
         match streams::open_port(live.machine.as_ref(), port).await {
-            Ok(stream) => Ok(Box::new(PortConnection::new(stream))),
+            Ok(stream) => Ok(Box::new(PortConnection::new(stream, &self.shared.tasks, &self.shared.closing))),
             Err(error) => Err(RuntimeError::caused(ErrorKind::Unavailable, stage, box_object(id), error)),
         }
     }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -268,9 +268,15 @@ async fn serve_port(mut stream: UnixStream, port: u32) -> Option<()> {
     if port == 13 {
         to_host.write_all(&[0xff; 8]).await.ok()?;
     } else if port == 7 {
-        let mut bytes = Vec::new();
-        chunks::unpack(&mut from_host, &mut bytes).await.ok()?;
-        chunks::pack(&mut bytes.as_slice(), &mut to_host).await.ok()?;
+        let (server, inner) = tokio::io::duplex(1000);
+        let ((mut from, mut to), (mut read, mut write)) = (split(server), split(inner));
+        let echo = async {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).await?;
+            to.write_all(&bytes).await?;
+            to.shutdown().await
+        };
+        tokio::try_join!(chunks::carry(&mut from_host, &mut to_host, &mut read, &mut write), echo).ok()?;
     }
     Some(())
 }

@@ -71,6 +71,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     streams::a_terminal_has_a_size_and_takes_keys,
     streams::several_clients_are_attached_and_their_input_ends_as_asked,
     streams::ports_that_only_listen_on_loopback_are_forwarded,
+    streams::a_client_that_does_not_read_stops_nobody_else,
     streams::many_short_commands_leave_nothing_in_the_daemon,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,

@@ -1,5 +1,7 @@
 //! exec, attach and port-forward as kubectl's users have them.
 
+use std::time::Duration;
+
 use a3s_box_cri::proto::{AttachRequest, ContainerConfig, ExecRequest, PortForwardRequest};
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::streams::{all, forward, kind, spdy, until, websocket};
@@ -189,14 +191,49 @@ pub(crate) async fn ports_that_only_listen_on_loopback_are_forwarded(suite: &Sui
         data.writer.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
         // The server sees the end of the request and answers all the same.
         data.writer.shutdown().await?;
-        let answer = all(&mut data).await?;
+        let (answer, words) = tokio::try_join!(all(&mut data), all(&mut error))?;
+        ensure!(words.is_empty(), "the error stream says {:?}", String::from_utf8_lossy(&words));
         let body = answer.iter().filter(|byte| **byte == b'x').count();
         ensure!(answer.starts_with(b"HTTP/1.") && body >= 200_000, "{} bytes", answer.len());
-        ensure!(all(&mut error).await?.is_empty(), "the error stream has words");
         Ok(())
     });
     futures::future::try_join_all(gets).await?;
     connection.finish().await;
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+/// On libkrun one full socket stopped all streams of the box, and its agent with them.
+pub(crate) async fn a_client_that_does_not_read_stops_nobody_else(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("stalled-clients")?;
+    let pod = client.run_pod(&config).await?;
+    let script = "mkdir -p /srv; head -c 8000000 /dev/zero > /srv/page; \
+                  httpd -p 127.0.0.1:8080 -h /srv && echo serving; sleep 3600";
+    let container = launch(&mut client, &pod, suite.script("server", script), &config).await?;
+    logged(&config, "server", "serving").await?;
+
+    let url = exec_url(&mut client, piped(&container, &["yes"], false)).await?;
+    let mut unread = spdy(&url, V4).await?;
+    let _streams = [unread.open(kind("error")), unread.open(kind("stdout")), unread.open(kind("stderr"))];
+    let request = PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![] };
+    let url = client.runtime.port_forward(request.clone()).await?.into_inner().url;
+    let mut stalled = spdy(&url, "portforward.k8s.io").await?;
+    let (_error, mut data) = forward(&mut stalled, 0, 8080);
+    data.writer.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
+    // By now everything on the way to both clients is full.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let (out, ..) = run(&mut client, &container, &["echo", "still here"], None).await?;
+    ensure!(out == b"still here\n", "{}", String::from_utf8_lossy(&out));
+    let url = client.runtime.port_forward(request).await?.into_inner().url;
+    let mut connection = spdy(&url, "portforward.k8s.io").await?;
+    let (_error, mut other) = forward(&mut connection, 0, 8080);
+    other.writer.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
+    let answer = all(&mut other).await?;
+    ensure!(answer.len() > 8_000_000, "{} bytes", answer.len());
+    let answer = all(&mut data).await?;
+    ensure!(answer.len() > 8_000_000, "the one that waited has {} bytes", answer.len());
     client.remove_pod(&pod).await?;
     Ok(())
 }
