@@ -11,4 +11,5 @@ pub mod network;
 pub mod registry;
 pub mod sample;
 pub mod streams;
+pub mod terminal;
 pub mod wait;

@@ -13,6 +13,7 @@ mod bad_machine;
 mod bad_registry;
 mod cli;
 mod cli_run;
+mod cli_streams;
 mod containers;
 mod images;
 mod logs;
@@ -86,6 +87,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_run::several_runs_go_side_by_side,
     cli_run::a_terminal_has_the_users_size_and_takes_keys,
     cli_run::output_without_a_reader_ends_the_command,
+    cli_streams::a_shell_at_a_terminal_feels_as_at_home,
     bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
     bad_machine::a_guest_that_dies_while_booting_shows_its_last_words,
     bad_machine::a_full_disk_fails_the_pull_and_says_so,
