@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use a3s_box_cri::convert::resources::SizePolicy;
 use a3s_box_cri::{CgroupDriver, Condition, CriSettings};
 use a3s_box_host::{Config, Host, config};
-use a3s_box_streaming::ServerConfig;
+use a3s_box_streaming::{ServerConfig, TlsFiles};
 use serde_json::json;
 
 /// The settings of the services.
@@ -27,9 +27,17 @@ pub(crate) fn settings(host: &Host) -> CriSettings {
 }
 
 /// Where clients of exec, attach and port-forward come in.
-pub(crate) fn streaming(config: &Config) -> ServerConfig {
-    let config::StreamingConfig { address, idle_timeout, creation_timeout } = config.streaming;
-    ServerConfig { address, idle_timeout, creation_timeout }
+pub(crate) fn streaming(config: &Config) -> anyhow::Result<ServerConfig> {
+    let config::StreamingConfig { address, idle_timeout, creation_timeout, tls_certificate, tls_key } =
+        config.streaming.clone();
+    let tls = match (tls_certificate, tls_key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            anyhow::bail!("streaming.tls_certificate and streaming.tls_key go together: set both or neither")
+        }
+    };
+    Ok(ServerConfig { tls, address, idle_timeout, creation_timeout })
 }
 
 fn node_cpus() -> u8 {

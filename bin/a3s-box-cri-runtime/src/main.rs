@@ -77,7 +77,7 @@ async fn serve(
     stop: &mut stop::Signals,
     socket: &Path,
 ) -> anyhow::Result<()> {
-    let streaming = Server::bind(&compose::streaming(&host.config)).await?;
+    let streaming = Server::bind(&compose::streaming(&host.config)?).await?;
     let streams = streaming.urls();
     let service = CriService::new(host.boxes.clone(), host.images.clone(), streams, compose::settings(&host));
     let stop_streaming = CancellationToken::new();

@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use a3s_box_streaming::Pinned;
 use a3s_box_streaming::backend::Wanted;
+use a3s_box_streaming::client::Target;
 use serde::Serialize;
 use thiserror::Error;
 use tonic::Status;
@@ -111,15 +113,16 @@ pub struct Details {
 #[derive(Debug, Clone)]
 pub struct Client {
     runtime: RuntimeServiceClient<Channel>,
+    certificate: Option<Pinned>,
 }
 
 impl Client {
-    /// Connects to a CRI socket.
-    pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
+    /// Connects to a CRI socket. Streams go to the server with that certificate, if it has one.
+    pub async fn connect(socket: &Path, certificate: Option<Pinned>) -> Result<Self, ClientError> {
         let failed = |source| ClientError::Connect { socket: socket.to_owned(), source };
         let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).map_err(failed)?;
         let channel = endpoint.connect_timeout(LIMIT).timeout(LIMIT).connect().await.map_err(failed)?;
-        Ok(Self { runtime: RuntimeServiceClient::new(channel) })
+        Ok(Self { runtime: RuntimeServiceClient::new(channel), certificate })
     }
 
     /// All pod sandboxes, the newest first.
@@ -186,25 +189,32 @@ impl Client {
         command: &[String],
         tty: bool,
         wanted: Wanted,
-    ) -> Result<String, ClientError> {
+    ) -> Result<Target, ClientError> {
         let Wanted { stdin, stdout, stderr } = wanted;
         let (container_id, cmd) = (id.to_owned(), command.to_owned());
         let request = ExecRequest { container_id, cmd, tty, stdin, stdout, stderr };
-        Ok(self.runtime.exec(request).await.map_err(refused("Exec"))?.into_inner().url)
+        let answer = self.runtime.exec(request).await.map_err(refused("Exec"))?.into_inner();
+        Ok(self.target(answer.url))
     }
 
     /// A URL for the process of a running container.
-    pub async fn attach(&mut self, id: &str, tty: bool, wanted: Wanted) -> Result<String, ClientError> {
+    pub async fn attach(&mut self, id: &str, tty: bool, wanted: Wanted) -> Result<Target, ClientError> {
         let Wanted { stdin, stdout, stderr } = wanted;
         let request = AttachRequest { container_id: id.to_owned(), tty, stdin, stdout, stderr };
-        Ok(self.runtime.attach(request).await.map_err(refused("Attach"))?.into_inner().url)
+        let answer = self.runtime.attach(request).await.map_err(refused("Attach"))?.into_inner();
+        Ok(self.target(answer.url))
     }
 
     /// A URL for ports of a running sandbox.
-    pub async fn port_forward(&mut self, pod: &str, ports: &[u16]) -> Result<String, ClientError> {
+    pub async fn port_forward(&mut self, pod: &str, ports: &[u16]) -> Result<Target, ClientError> {
         let port = ports.iter().copied().map(i32::from).collect();
         let request = PortForwardRequest { pod_sandbox_id: pod.to_owned(), port };
-        Ok(self.runtime.port_forward(request).await.map_err(refused("PortForward"))?.into_inner().url)
+        let answer = self.runtime.port_forward(request).await.map_err(refused("PortForward"))?.into_inner();
+        Ok(self.target(answer.url))
+    }
+
+    fn target(&self, url: String) -> Target {
+        Target { url, certificate: self.certificate.clone() }
     }
 }
 

@@ -12,10 +12,12 @@ mod portforward;
 mod remotecommand;
 pub mod server;
 pub mod spdy;
+mod tls;
 mod tokens;
 pub mod websocket;
 
 pub use backend::{Backend, ClientStreams};
 pub use chunks::{ChunkReader, ChunkWriter};
 pub use server::{BindError, Server, ServerConfig, Urls};
+pub use tls::{Pinned, TlsError, TlsFiles};
 pub use tokens::TokenError;

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::backend::{AttachRequest, Backend, ExecRequest, PortForwardRequest};
 use crate::remotecommand::{self, Call, Limits};
+use crate::tls::{Identity, TlsError, TlsFiles};
 use crate::tokens::{TokenError, Tokens};
 use crate::websocket::channels::Protocol;
 use crate::{portforward, spdy, websocket};
@@ -47,6 +48,8 @@ const ACCEPTED_PROTOCOLS: HeaderName = HeaderName::from_static("x-accepted-strea
 /// Where the server listens and how long it waits.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
+    /// With a certificate the URLs are https.
+    pub tls: Option<TlsFiles>,
     /// Port 0: one that is free.
     pub address: SocketAddr,
     /// A connection on which nothing is transferred for so long is cut off.
@@ -55,17 +58,23 @@ pub struct ServerConfig {
     pub creation_timeout: Duration,
 }
 
-/// The server could not listen.
+/// The server cannot start.
 #[derive(Debug, Error)]
-#[error(
-    "could not listen on {address} for exec, attach and port-forward; choose another streaming.address: {source}"
-)]
-pub struct BindError {
-    /// Where.
-    pub address: SocketAddr,
-    /// Why not.
-    #[source]
-    pub source: io::Error,
+pub enum BindError {
+    /// The address is taken, or not this machine's.
+    #[error(
+        "could not listen on {address} for exec, attach and port-forward; choose another streaming.address: {source}"
+    )]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificate or the key is of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 #[derive(Debug)]
@@ -118,6 +127,7 @@ impl Urls {
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    identity: Option<Identity>,
     urls: Urls,
     limits: Limits,
 }
@@ -126,12 +136,14 @@ impl Server {
     /// Listens.
     pub async fn bind(config: &ServerConfig) -> Result<Self, BindError> {
         let address = config.address;
-        let failed = |source| BindError { address, source };
+        let failed = |source| BindError::Listen { address, source };
+        let identity = config.tls.clone().map(Identity::load).transpose()?;
+        let scheme = if identity.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        let urls = Urls { tokens: Arc::new(Tokens::new()), base: format!("http://{local}").into() };
+        let urls = Urls { tokens: Arc::new(Tokens::new()), base: format!("{scheme}://{local}").into() };
         let limits = Limits { idle: config.idle_timeout, creation: config.creation_timeout };
-        Ok(Self { listener, urls, limits })
+        Ok(Self { listener, identity, urls, limits })
     }
 
     /// What gives out its URLs.
@@ -141,7 +153,7 @@ impl Server {
 
     /// Serves until `stop`; then what is under way gets a moment.
     pub async fn serve<B: Backend>(self, backend: Arc<B>, stop: CancellationToken) {
-        let Self { listener, urls, limits } = self;
+        let Self { listener, identity, urls, limits } = self;
         let (room, tasks, cut) =
             (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new(), CancellationToken::new());
         let handler = Handler { backend, urls, limits, tasks: tasks.clone(), cut: cut.clone() };
@@ -166,24 +178,20 @@ impl Server {
                 continue;
             };
             stream.set_nodelay(true).ok();
+            let acceptor = identity.as_ref().map(Identity::acceptor);
             let (handler, cut) = (handler.clone(), cut.clone());
             tasks.spawn(async move {
-                let place = Arc::new(place);
-                let service = service_fn(|request| {
-                    let (handler, place) = (handler.clone(), place.clone());
-                    async move { Ok::<_, Infallible>(handler.answer(request, place)) }
-                });
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_LIMIT)
-                    .max_buf_size(MAX_HEAD)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades();
+                let connection = async {
+                    let Some(acceptor) = acceptor else { return handler.read(stream, place).await };
+                    match tokio::time::timeout(HEAD_LIMIT, acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => handler.read(stream, place).await,
+                        Ok(Err(error)) => tracing::debug!(%error, "a streaming client speaks no TLS"),
+                        Err(_) => tracing::debug!("a streaming client did not finish TLS's handshake"),
+                    }
+                };
                 tokio::select! {
                     () = cut.cancelled() => {}
-                    served = connection => if let Err(error) = served {
-                        tracing::debug!(%error, "a streaming client's connection failed");
-                    },
+                    () = connection => {}
                 }
             });
         }
@@ -226,6 +234,28 @@ enum Speaks {
 }
 
 impl<B: Backend> Handler<B> {
+    /// Serves HTTP until the upgrade; `place` is held as long as the client is there.
+    async fn read<S, P>(&self, stream: S, place: P)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+        P: Send + Sync + 'static,
+    {
+        let place = Arc::new(place);
+        let service = service_fn(|request| {
+            let place = place.clone();
+            async move { Ok::<_, Infallible>(self.answer(request, place)) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_LIMIT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a streaming client's connection failed");
+        }
+    }
+
     fn answer<P: Send + 'static>(&self, request: Request<Body>, place: P) -> Response<Full<Bytes>> {
         let mut path = request.uri().path().trim_start_matches('/').splitn(2, '/');
         let (kind, token) = (path.next().unwrap_or_default(), path.next().unwrap_or_default());

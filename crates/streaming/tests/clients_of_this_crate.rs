@@ -5,14 +5,20 @@
 mod common;
 
 use a3s_box_streaming::backend::{TerminalSize, Wanted};
-use a3s_box_streaming::client::{Call, ConnectError, Forwarder, OutcomeError, Transport};
+use a3s_box_streaming::client::{Call, ConnectError, Forwarder, OutcomeError, Target, Transport};
 use common::{LIMIT, Served};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const TRANSPORTS: [Transport; 2] = [Transport::WebSocket, Transport::Spdy];
 
 async fn call(served: &Served, transport: Transport, name: &str, tty: bool, wanted: Wanted) -> Call {
-    Call::connect(&served.exec(name, tty, wanted), transport, wanted, tty).await.expect("a connection")
+    Call::connect(&target(served.exec(name, tty, wanted)), transport, wanted, tty)
+        .await
+        .expect("a connection")
+}
+
+fn target(url: String) -> Target {
+    Target { url, certificate: None }
 }
 
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
@@ -87,9 +93,10 @@ async fn a_used_url_is_refused_with_the_servers_words() {
     let served = Served::ordinary().await;
     let wanted = Wanted { stdout: true, stderr: true, ..Wanted::default() };
     let url = served.exec("both", false, wanted);
-    drop(Call::connect(&url, Transport::WebSocket, wanted, false).await.expect("the first"));
+    drop(Call::connect(&target(url.clone()), Transport::WebSocket, wanted, false).await.expect("the first"));
     for transport in TRANSPORTS {
-        let refused = Call::connect(&url, transport, wanted, false).await.map(drop).unwrap_err();
+        let refused =
+            Call::connect(&target(url.clone()), transport, wanted, false).await.map(drop).unwrap_err();
         assert!(
             matches!(&refused, ConnectError::Refused { status, words, .. } if *status == 404 && words.contains("used")),
             "{refused}"
@@ -100,7 +107,7 @@ async fn a_used_url_is_refused_with_the_servers_words() {
 #[tokio::test]
 async fn twenty_connections_are_forwarded_side_by_side_and_a_refusal_stays_alone() {
     let served = Served::ordinary().await;
-    let mut forwarder = Forwarder::connect(&served.port_forward(&[7])).await.unwrap();
+    let mut forwarder = Forwarder::connect(&target(served.port_forward(&[7]))).await.unwrap();
     let (mut user, mut local) = tokio::io::duplex(1024);
     user.write_all(b"hello?").await.unwrap();
     let refused = in_time(forwarder.open(9).carry(&mut local)).await.unwrap_err();

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use a3s_box_streaming::ChunkWriter;
 use a3s_box_streaming::backend::{TerminalSize, Wanted};
-use a3s_box_streaming::client::{Call, Outcome, OutcomeError, Sizes, Transport};
+use a3s_box_streaming::client::{Call, Outcome, OutcomeError, Sizes, Target, Transport};
 
 use super::detach::DetachKeys;
 use crate::failure::{self, exit_code};
@@ -35,11 +35,11 @@ pub(super) struct Attendance {
 }
 
 impl Attendance {
-    /// Connects to a URL and copies until the end.
-    pub(super) async fn at(self, url: &str) -> anyhow::Result<End> {
+    /// Connects and copies until the end.
+    pub(super) async fn at(self, target: &Target) -> anyhow::Result<End> {
         let mut events = streams::listen().context("could not listen for signals")?;
         let Call { stdin, stdout, stderr, sizes, outcome } =
-            Call::connect(url, Transport::WebSocket, self.wanted, self.tty).await?;
+            Call::connect(target, Transport::WebSocket, self.wanted, self.tty).await?;
         // Given back on every way out, also while panicking.
         let _raw = match self.tty && self.wanted.stdin {
             true => Some(RawMode::enter().context("could not switch the terminal to raw mode")?),

@@ -24,8 +24,8 @@ pub(super) async fn exec(mut client: Client, args: ExecArgs) -> anyhow::Result<u
     check(args.interactive, args.tty)?;
     let container = find::container(&mut client, &args.container).await?;
     let wanted = Wanted { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let url = client.exec(&container.id, &args.command, args.tty, wanted).await?;
-    match (Attendance { wanted, tty: args.tty, keys: false }).at(&url).await? {
+    let target = client.exec(&container.id, &args.command, args.tty, wanted).await?;
+    match (Attendance { wanted, tty: args.tty, keys: false }).at(&target).await? {
         End::Code(code) => Ok(exit_code(code)),
         End::Ours(code) => Ok(code),
         End::Detached => Ok(0),
@@ -37,8 +37,8 @@ pub(super) async fn attach(mut client: Client, args: AttachArgs) -> anyhow::Resu
     check(args.interactive, args.tty)?;
     let container = find::container(&mut client, &args.container).await?;
     let wanted = Wanted { stdin: args.interactive, stdout: true, stderr: !args.tty };
-    let url = client.attach(&container.id, args.tty, wanted).await?;
-    match (Attendance { wanted, tty: args.tty, keys: args.tty }).at(&url).await? {
+    let target = client.attach(&container.id, args.tty, wanted).await?;
+    match (Attendance { wanted, tty: args.tty, keys: args.tty }).at(&target).await? {
         End::Ours(code) => Ok(code),
         End::Detached => {
             note!("detached; the container still runs");

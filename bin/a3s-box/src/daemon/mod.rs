@@ -13,12 +13,14 @@ mod ps;
 
 use a3s_box_cri::client::Client;
 use a3s_box_host::Config;
+use a3s_box_streaming::Pinned;
 
 pub(crate) use args::DaemonCommand;
 
 /// Runs one of them and answers its exit code.
 pub(crate) async fn run(config: Config, command: DaemonCommand) -> anyhow::Result<u8> {
-    let client = Client::connect(&config.socket()).await?;
+    let certificate = config.streaming.tls_certificate.as_deref().map(Pinned::read).transpose()?;
+    let client = Client::connect(&config.socket(), certificate).await?;
     match command {
         DaemonCommand::Ps(args) => ps::ps(client, args).await,
         DaemonCommand::Exec(args) => call::exec(client, args).await,

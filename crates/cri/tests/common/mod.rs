@@ -112,6 +112,7 @@ async fn service(dir: &Path) -> CriService {
         info: BTreeMap::from([("config".to_owned(), "{}".to_owned())]),
     };
     let streaming = ServerConfig {
+        tls: None,
         address: ([127, 0, 0, 1], 0).into(),
         idle_timeout: Duration::from_secs(60),
         creation_timeout: Duration::from_secs(5),

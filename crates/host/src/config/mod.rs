@@ -169,6 +169,10 @@ pub struct StreamingConfig {
     pub idle_timeout: Duration,
     /// How long a client has to open all of its streams.
     pub creation_timeout: Duration,
+    /// The server's certificate, in PEM; with it the URLs are https.
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM.
+    pub tls_key: Option<PathBuf>,
 }
 
 /// Control groups of the host.
@@ -324,6 +328,8 @@ impl Default for Config {
                 address: SocketAddr::from(([127, 0, 0, 1], 0)),
                 idle_timeout: Duration::from_secs(4 * 3600),
                 creation_timeout: Duration::from_secs(30),
+                tls_certificate: None,
+                tls_key: None,
             },
             cgroup: CgroupConfig { driver: CgroupDriver::Cgroupfs },
             runtime_handlers: vec![String::new(), "a3s-box".to_owned()],

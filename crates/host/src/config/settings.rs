@@ -289,6 +289,23 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| show_duration(c.streaming.creation_timeout),
     },
     Setting {
+        key: "streaming.tls_certificate",
+        help: "The server's certificate in PEM, for https instead of http; the certificates that lead to its authority follow\nin the \
+               same file. Read again when it changes.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| put(&mut c.streaming.tls_certificate, as_path(v).map(Some)),
+        show: |c| c.streaming.tls_certificate.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
+        key: "streaming.tls_key",
+        help: "The certificate's key in PEM; with streaming.tls_certificate or not at all.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| put(&mut c.streaming.tls_key, as_path(v).map(Some)),
+        show: |c| c.streaming.tls_key.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
         key: "cgroup.driver",
         help: "What kubelet is told to name pod cgroups by: \"cgroupfs\" or \"systemd\".",
         expected: "\"cgroupfs\" or \"systemd\"",

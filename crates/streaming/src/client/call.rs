@@ -4,7 +4,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{ConnectError, spdy, websocket};
+use super::{ConnectError, Target, spdy, websocket};
 use crate::backend::{TerminalSize, Wanted};
 use crate::chunks::{ChunkReader, ChunkWriter};
 use crate::remotecommand::{ERROR, RESIZE, STDERR, STDIN, STDOUT};
@@ -41,21 +41,21 @@ pub struct Call {
 impl Call {
     /// Connects to a URL of Exec or Attach; `wanted` and `tty` are those of that request.
     pub async fn connect(
-        url: &str,
+        target: &Target,
         transport: Transport,
         wanted: Wanted,
         tty: bool,
     ) -> Result<Self, ConnectError> {
         match transport {
-            Transport::WebSocket => Self::over_websocket(url, wanted, tty).await,
-            Transport::Spdy => Self::over_spdy(url, wanted, tty).await,
+            Transport::WebSocket => Self::over_websocket(target, wanted, tty).await,
+            Transport::Spdy => Self::over_spdy(target, wanted, tty).await,
         }
     }
 
-    async fn over_websocket(url: &str, wanted: Wanted, tty: bool) -> Result<Self, ConnectError> {
+    async fn over_websocket(target: &Target, wanted: Wanted, tty: bool) -> Result<Self, ConnectError> {
         const NAME: &str = "v5.channel.k8s.io";
         const PROTOCOL: Protocol = Protocol::V5;
-        let io = websocket(url, NAME).await?;
+        let io = websocket(target, NAME).await?;
         let (connection, mut readers) =
             websocket_protocol::Connection::client(io, PROTOCOL, &[STDOUT, STDERR, ERROR]).await;
         let mut reader = |wanted: bool, channel| readers.remove(&channel).filter(|_| wanted);
@@ -68,8 +68,8 @@ impl Call {
         })
     }
 
-    async fn over_spdy(url: &str, wanted: Wanted, tty: bool) -> Result<Self, ConnectError> {
-        let mut connection = spdy(url, "v4.channel.k8s.io").await?;
+    async fn over_spdy(target: &Target, wanted: Wanted, tty: bool) -> Result<Self, ConnectError> {
+        let mut connection = spdy(target, "v4.channel.k8s.io").await?;
         let mut open = |kind: &str| connection.open(vec![("streamtype".to_owned(), kind.to_owned())]);
         // Of streams that only the other side ends, our direction is left alone.
         let mut output = |kind| {

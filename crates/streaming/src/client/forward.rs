@@ -3,7 +3,7 @@
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes, join};
 
-use super::{ConnectError, spdy};
+use super::{ConnectError, Target, spdy};
 use crate::spdy::{Connection, Stream};
 
 /// Bytes that are copied at once.
@@ -19,8 +19,8 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// Connects to a URL of PortForward.
-    pub async fn connect(url: &str) -> Result<Self, ConnectError> {
-        Ok(Self { connection: spdy(url, "portforward.k8s.io").await?, requests: 0 })
+    pub async fn connect(target: &Target) -> Result<Self, ConnectError> {
+        Ok(Self { connection: spdy(target, "portforward.k8s.io").await?, requests: 0 })
     }
 
     /// A new connection to a port.

@@ -10,7 +10,7 @@ use a3s_box_streaming::backend::{
     AttachRequest, BackendError, Duplex, ExecRequest, PortForwardRequest, TerminalSize, Wanted,
 };
 use a3s_box_streaming::spdy::{Connection, Headers, Stream};
-use a3s_box_streaming::{Backend, ClientStreams, Server, ServerConfig, Urls};
+use a3s_box_streaming::{Backend, ClientStreams, Server, ServerConfig, TlsFiles, Urls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -101,8 +101,18 @@ impl Drop for Served {
 
 impl Served {
     pub(crate) async fn start(creation_timeout: Duration, idle_timeout: Duration) -> Self {
+        Self::bind(None, creation_timeout, idle_timeout).await
+    }
+
+    /// With a certificate.
+    pub(crate) async fn with_tls(tls: TlsFiles) -> Self {
+        Self::bind(Some(tls), Duration::from_secs(5), Duration::from_secs(60)).await
+    }
+
+    async fn bind(tls: Option<TlsFiles>, creation_timeout: Duration, idle_timeout: Duration) -> Self {
         let address = ([127, 0, 0, 1], 0).into();
-        let server = Server::bind(&ServerConfig { address, idle_timeout, creation_timeout }).await.unwrap();
+        let config = ServerConfig { tls, address, idle_timeout, creation_timeout };
+        let server = Server::bind(&config).await.unwrap();
         let (urls, stop, fake) = (server.urls(), CancellationToken::new(), Fake::default());
         let busy = fake.busy.clone();
         tokio::spawn(server.serve(Arc::new(fake), stop.clone()));

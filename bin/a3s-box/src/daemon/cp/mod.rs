@@ -135,8 +135,8 @@ async fn start(
     wanted: Wanted,
 ) -> anyhow::Result<Call> {
     let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();
-    let url = client.exec(&container.id, &command, false, wanted).await?;
-    Ok(Call::connect(&url, Transport::WebSocket, wanted, false).await?)
+    let target = client.exec(&container.id, &command, false, wanted).await?;
+    Ok(Call::connect(&target, Transport::WebSocket, wanted, false).await?)
 }
 
 /// Without a program that could tell it counts as none.
