@@ -117,7 +117,7 @@ impl CriService {
     }
 
     /// The name to show for a container's image: a client that asked by id is shown a tag, if there is one.
-    fn shown_image(&self, state: &SessionStatus) -> String {
+    pub(crate) fn shown_image(&self, state: &SessionStatus) -> String {
         let given = &state.spec.image_ref;
         if !names_id(given, &state.image_id) {
             return given.clone();

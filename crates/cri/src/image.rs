@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use a3s_box_image::Usage;
 use a3s_box_image::reference::Reference;
@@ -16,7 +15,7 @@ use crate::proto::{
     ImageStatusRequest, ImageStatusResponse, ListImagesRequest, ListImagesResponse, PullImageRequest,
     PullImageResponse, RemoveImageRequest, RemoveImageResponse, UInt64Value,
 };
-use crate::service::{CriService, json};
+use crate::service::{CriService, json, now_ns};
 
 impl CriService {
     pub(crate) fn list_images(&self, request: ListImagesRequest) -> Result<ListImagesResponse, CriError> {
@@ -96,11 +95,6 @@ fn filesystem(timestamp: i64, path: &Path, usage: Usage) -> FilesystemUsage {
         used_bytes: Some(UInt64Value { value: usage.bytes }),
         inodes_used: Some(UInt64Value { value: usage.inodes }),
     }
-}
-
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The blocks that a folder of sparse files really takes.

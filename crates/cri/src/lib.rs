@@ -17,6 +17,7 @@ mod container;
 pub mod convert;
 mod deadline;
 pub mod error;
+mod events;
 mod exec;
 pub mod filter;
 mod image;

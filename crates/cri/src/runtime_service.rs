@@ -239,7 +239,7 @@ impl RuntimeService for CriService {
         &self,
         _request: Request<GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unimplemented("GetContainerEvents")
+        Ok(Response::new(Box::pin(self.container_events())))
     }
 
     async fn checkpoint_container(

@@ -12,7 +12,7 @@ use crate::proto::{
     RemovePodSandboxRequest, RemovePodSandboxResponse, RunPodSandboxRequest, RunPodSandboxResponse,
     StopPodSandboxRequest, StopPodSandboxResponse,
 };
-use crate::service::CriService;
+use crate::service::{CriService, now_ns};
 
 impl CriService {
     pub(crate) async fn run_sandbox(
@@ -58,9 +58,8 @@ impl CriService {
         Ok(PodSandboxStatusResponse {
             status: Some(status::sandbox_status(&state)),
             info,
-            // Kubelet reads these two only together with GetContainerEvents.
-            containers_statuses: Vec::new(),
-            timestamp: 0,
+            containers_statuses: self.container_statuses(&id),
+            timestamp: now_ns(),
         })
     }
 

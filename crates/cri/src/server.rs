@@ -98,6 +98,11 @@ pub async fn serve(
     service: CriService,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
+    let stopping = service.stopping.clone();
+    let shutdown = async move {
+        shutdown.await;
+        stopping.cancel();
+    };
     let runtime = RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_REQUEST);
     let image = ImageServiceServer::new(service).max_decoding_message_size(MAX_REQUEST);
     Server::builder()

@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_image::ImageStore;
 use a3s_box_runtime::BoxManager;
 use a3s_box_streaming::Urls;
+use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 
 use crate::convert::{InvalidRequest, non_empty};
@@ -21,12 +22,14 @@ pub struct CriService {
     pub(crate) images: ImageStore,
     pub(crate) streams: Urls,
     pub(crate) settings: Arc<CriSettings>,
+    /// Ends streams that have no end of their own.
+    pub(crate) stopping: CancellationToken,
 }
 
 impl CriService {
     /// The services over a runtime, an image store and a streaming server.
     pub fn new(boxes: BoxManager, images: ImageStore, streams: Urls, settings: CriSettings) -> Self {
-        Self { boxes, images, streams, settings: Arc::new(settings) }
+        Self { boxes, images, streams, settings: Arc::new(settings), stopping: CancellationToken::new() }
     }
 
     /// The box a client means. An empty text is no prefix of anything.
@@ -70,6 +73,12 @@ pub(crate) fn unimplemented<T>(rpc: &'static str) -> Result<Response<T>, Status>
 /// A JSON document for an `info` map. What cannot be shown says so.
 pub(crate) fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| format!("{:?}", error.to_string()))
+}
+
+/// Nanoseconds since the epoch.
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// A span of seconds from CRI, where negative ones mean nothing.

@@ -170,6 +170,15 @@ async fn an_unknown_image_is_an_empty_answer_and_its_removal_success() {
     served.stop().await;
 }
 
+/// A listener must not hold up the end of the server.
+#[tokio::test]
+async fn a_listener_of_events_waits_and_ends_with_the_server() {
+    let mut served = Served::start().await;
+    let mut events = served.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+    served.stop().await;
+    assert_eq!(events.message().await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn calls_of_later_versions_say_their_name() {
     let mut served = Served::start().await;
@@ -194,7 +203,6 @@ async fn calls_of_later_versions_say_their_name() {
         list_metric_descriptors(ListMetricDescriptorsRequest) => "ListMetricDescriptors",
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) => "ListPodSandboxMetrics",
         stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) => "StreamPodSandboxMetrics",
-        get_container_events(GetEventsRequest) => "GetContainerEvents",
         checkpoint_container(CheckpointContainerRequest) => "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) => "CheckpointPod",
         restore_pod(RestorePodRequest) => "RestorePod",

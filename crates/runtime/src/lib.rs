@@ -19,6 +19,7 @@ mod clock;
 mod config;
 mod drain;
 mod error;
+mod events;
 mod execution;
 mod log;
 mod manager;
@@ -42,6 +43,7 @@ pub use api::{
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;
 pub use error::{ErrorKind, FailedStage, ProgramFault, RuntimeError};
+pub use events::{Event, EventStream, EventsMissed, Happened, Subject};
 pub use execution::{ByteStream, ExecTerminal, Execution, ExitCode, PortStream};
 pub use manager::BoxManager;
 pub use network::{NetworkSetting, PodNetworks};

@@ -26,6 +26,7 @@ use crate::boxes::{BoxCommand, BoxDriver, BoxLife, BoxStart, LiveBox};
 use crate::clock::now_ns;
 use crate::config::RuntimeConfig;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::events::{EventStream, Events};
 use crate::network::NetworkSetting;
 use crate::records::{BoxRecord, Records, SessionRecord};
 use crate::recovery;
@@ -58,12 +59,18 @@ impl BoxManager {
             vmm,
             registry: Registry::default(),
             figures: Figures::default(),
+            events: Events::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             config,
         });
         recovery::recover(&shared).await?;
         Ok(Self { shared })
+    }
+
+    /// What happens to boxes and sessions from now on.
+    pub fn events(&self) -> EventStream {
+        self.shared.events.listen()
     }
 
     /// Makes a box and answers once it is ready. A box of the same identity that is in the making is joined, and

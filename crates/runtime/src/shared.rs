@@ -9,6 +9,7 @@ use a3s_box_core::SessionId;
 use a3s_box_vmm::Vmm;
 
 use crate::config::RuntimeConfig;
+use crate::events::Events;
 use crate::log::Sink;
 use crate::records::{Records, SessionRecord};
 use crate::registry::Registry;
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) scratches: Scratches,
     pub(crate) registry: Registry,
     pub(crate) figures: Figures,
+    pub(crate) events: Events,
     pub(crate) tasks: TaskTracker,
     /// The daemon ends: tasks stop where they are, boxes run on.
     pub(crate) closing: CancellationToken,

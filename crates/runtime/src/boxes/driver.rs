@@ -20,6 +20,7 @@ use super::live::{BoxLife, LiveBox, Obituary};
 use super::release::{object, release};
 use crate::api::BoxStatus;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::events::{Happened, Subject};
 use crate::records::{BoxRecord, HostObject};
 use crate::registry::{Outcome, Reply, SessionEntry};
 use crate::sessions::{SessionCommand, layer_attachment, layer_name};
@@ -225,6 +226,7 @@ impl BoxDriver {
                 let exists = if removed.is_ok() { Exists::No } else { Exists::Yes };
                 if exists == Exists::No {
                     self.shared.registry.leave_box(&self.record.id);
+                    self.shared.events.tell(Subject::Box(self.record.id.clone()), Happened::Deleted);
                 }
                 reply.send(removed).ok();
                 if exists == Exists::No {
@@ -413,7 +415,8 @@ impl BoxDriver {
     }
 
     fn publish(&self) {
-        self.status.send_replace(self.record.status());
+        let before = self.status.send_replace(self.record.status());
+        self.shared.events.box_phase(&self.record.id, &before.phase, &self.record.phase);
     }
 
     fn denied(&self, stage: FailedStage, reason: &str) -> RuntimeError {

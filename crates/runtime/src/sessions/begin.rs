@@ -13,12 +13,14 @@ use super::{request, volumes};
 use crate::boxes::{BoxCommand, BoxLife, LiveBox};
 use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::events::Happened;
 use crate::registry::Reply;
 
 impl SessionDriver {
     pub(super) async fn begin(&mut self, reply: Reply<()>) -> Exists {
         match self.create().await {
             Ok(()) => {
+                self.tell(Happened::Created);
                 reply.send(Ok(())).ok();
                 Exists::Yes
             }

@@ -25,6 +25,7 @@ use crate::attached::Attached;
 use crate::boxes::{BoxCommand, BoxLife, LiveBox, Obituary};
 use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::events::{Happened, Subject};
 use crate::log::{self, LogHandle, LogPlan};
 use crate::records::SessionRecord;
 use crate::registry::Reply;
@@ -432,7 +433,15 @@ impl SessionDriver {
     }
 
     pub(super) fn publish(&self) {
-        self.status.send_replace(self.record.status());
+        let before = self.status.send_replace(self.record.status());
+        let SessionRecord { id, box_id, phase, .. } = &self.record;
+        self.shared.events.session_phase(id, box_id, &before.phase, phase);
+    }
+
+    pub(super) fn tell(&self, happened: Happened) {
+        self.shared
+            .events
+            .tell(Subject::Session(self.record.id.clone(), self.record.box_id.clone()), happened);
     }
 
     pub(super) fn object(&self) -> String {

@@ -13,6 +13,7 @@ use crate::agent_client::AgentError;
 use crate::boxes::{BoxCommand, BoxLife, LiveBox, Obituary};
 use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
+use crate::events::Happened;
 use crate::registry::Reply;
 
 const SIGTERM: i32 = 15;
@@ -107,6 +108,7 @@ impl SessionDriver {
             }
             None => {
                 self.shared.registry.leave_session(&self.record.id);
+                self.tell(Happened::Deleted);
                 reply.send(Ok(())).ok();
                 Exists::No
             }

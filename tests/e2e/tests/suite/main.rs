@@ -15,6 +15,7 @@ mod cli;
 mod cli_run;
 mod cli_streams;
 mod containers;
+mod events;
 mod images;
 mod logs;
 mod pods;
@@ -68,6 +69,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     containers::bad_paths_fail_with_their_reason,
     logs::streams_are_apart_and_partial_lines_are_marked,
     logs::a_rotated_log_is_reopened,
+    events::a_pods_life_is_told_in_order,
     streams::commands_have_their_output_input_and_exit_code,
     streams::a_terminal_has_a_size_and_takes_keys,
     streams::several_clients_are_attached_and_their_input_ends_as_asked,

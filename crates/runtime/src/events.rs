@@ -1,0 +1,183 @@
+//! What happens to boxes and sessions, for whoever listens.
+//!
+//! ```text
+//! box:      Created, Started (it is ready) ── Stopped ── Deleted
+//! session:  Created ── Started ── Stopped ── Deleted
+//! ```
+//!
+//! Events of one object come in its order, and after its status shows them. A box that never got ready had none.
+
+use tokio::sync::broadcast;
+
+use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
+use a3s_box_core::{BoxId, SessionId};
+
+use crate::clock::now_ns;
+
+/// So many are kept for a listener that is slow; then it misses the oldest and is told how many.
+const KEPT: usize = 4096;
+
+/// Whom an event is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A box.
+    Box(BoxId),
+    /// A session and its box.
+    Session(SessionId, BoxId),
+}
+
+impl Subject {
+    /// The box that it is, or is in.
+    pub fn box_id(&self) -> &BoxId {
+        match self {
+            Self::Box(id) | Self::Session(_, id) => id,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// It exists.
+    Created,
+    /// It runs.
+    Started,
+    /// It has ended, by itself or because it was asked to.
+    Stopped,
+    /// It exists no more.
+    Deleted,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Whom it is about.
+    pub subject: Subject,
+    /// What happened.
+    pub happened: Happened,
+    /// Nanoseconds since the epoch, by the host's clock.
+    pub at_ns: i64,
+}
+
+/// A listener that was too slow has missed events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{missed} events came faster than they were read; list everything again")]
+pub struct EventsMissed {
+    /// How many.
+    pub missed: u64,
+}
+
+/// Events from a moment on.
+#[derive(Debug)]
+pub struct EventStream(broadcast::Receiver<Event>);
+
+impl EventStream {
+    /// The next one. `None`: the runtime has ended.
+    pub async fn next(&mut self) -> Option<Result<Event, EventsMissed>> {
+        match self.0.recv().await {
+            Ok(event) => Some(Ok(event)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Err(EventsMissed { missed })),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// Where events are told. Nobody may be listening.
+#[derive(Debug)]
+pub(crate) struct Events(broadcast::Sender<Event>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(KEPT))
+    }
+}
+
+impl Events {
+    pub(crate) fn listen(&self) -> EventStream {
+        EventStream(self.0.subscribe())
+    }
+
+    pub(crate) fn tell(&self, subject: Subject, happened: Happened) {
+        self.0.send(Event { subject, happened, at_ns: now_ns() }).ok();
+    }
+
+    /// A box's phase has changed.
+    pub(crate) fn box_phase(&self, id: &BoxId, before: &BoxPhase, now: &BoxPhase) {
+        for happened in of_box(before, now) {
+            self.tell(Subject::Box(id.clone()), *happened);
+        }
+    }
+
+    /// A session's phase has changed.
+    pub(crate) fn session_phase(
+        &self,
+        id: &SessionId,
+        boxed: &BoxId,
+        before: &SessionPhase,
+        now: &SessionPhase,
+    ) {
+        if let Some(happened) = of_session(before, now) {
+            self.tell(Subject::Session(id.clone(), boxed.clone()), happened);
+        }
+    }
+}
+
+fn of_box(before: &BoxPhase, now: &BoxPhase) -> &'static [Happened] {
+    match (before, now) {
+        (BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting, BoxPhase::Ready) => {
+            &[Happened::Created, Happened::Started]
+        }
+        (BoxPhase::Ready | BoxPhase::Stopping, BoxPhase::Stopped(_)) => &[Happened::Stopped],
+        (
+            BoxPhase::Reserved
+            | BoxPhase::Networked
+            | BoxPhase::Booting
+            | BoxPhase::Ready
+            | BoxPhase::Stopping
+            | BoxPhase::Stopped(_),
+            _,
+        ) => &[],
+    }
+}
+
+fn of_session(before: &SessionPhase, now: &SessionPhase) -> Option<Happened> {
+    match (before, now) {
+        (SessionPhase::Created, SessionPhase::Running { .. }) => Some(Happened::Started),
+        (SessionPhase::Created | SessionPhase::Running { .. }, SessionPhase::Exited { .. }) => {
+            Some(Happened::Stopped)
+        }
+        (SessionPhase::Created | SessionPhase::Running { .. } | SessionPhase::Exited { .. }, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_core::lifecycle::StopCause;
+
+    use super::*;
+
+    #[test]
+    fn a_box_that_was_never_ready_has_no_events() {
+        let stopped = BoxPhase::Stopped(StopCause::Requested);
+        assert!(of_box(&BoxPhase::Booting, &stopped).is_empty());
+        assert_eq!(of_box(&BoxPhase::Booting, &BoxPhase::Ready), [Happened::Created, Happened::Started]);
+        assert!(of_box(&BoxPhase::Ready, &BoxPhase::Stopping).is_empty());
+        assert_eq!(of_box(&BoxPhase::Stopping, &stopped), [Happened::Stopped]);
+        // Published again, or taken up by another daemon.
+        assert!(of_box(&BoxPhase::Ready, &BoxPhase::Ready).is_empty());
+        assert!(of_box(&stopped, &stopped).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_slow_listener_is_told_what_it_missed_and_goes_on() {
+        let events = Events::default();
+        let mut listener = events.listen();
+        let subject = Subject::Box(BoxId::from_random([1; 32]));
+        for _ in 0..KEPT {
+            events.tell(subject.clone(), Happened::Created);
+        }
+        events.tell(subject.clone(), Happened::Stopped);
+        assert_eq!(listener.next().await, Some(Err(EventsMissed { missed: 1 })));
+        assert_eq!(listener.next().await.unwrap().unwrap().happened, Happened::Created);
+    }
+}
