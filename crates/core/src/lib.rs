@@ -9,6 +9,7 @@ pub mod id;
 pub mod image;
 pub mod lifecycle;
 pub mod network;
+pub mod seccomp;
 pub mod spec;
 pub mod storage;
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Layer;
+use crate::seccomp::SeccompProfile;
 
 /// Kubernetes' identity of a pod sandbox. Two live boxes never share one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -209,6 +210,8 @@ pub enum SeccompSpec {
     RuntimeDefault,
     /// None.
     Unconfined,
+    /// One from a file of the node.
+    Profile(Box<SeccompProfile>),
 }
 
 /// Whose processes a session sees.

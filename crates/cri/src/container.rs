@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use a3s_box_core::seccomp::SeccompProfile;
 use a3s_box_image::HeldImage;
-use a3s_box_runtime::SessionStatus;
+use a3s_box_runtime::{SeccompFileError, SessionStatus, read_seccomp_profile};
 
-use crate::convert::container::{image_of, session_spec, volume_images};
+use crate::convert::container::{image_of, seccomp_file, session_spec, volume_images};
 use crate::convert::{InvalidRequest, required, status};
 use crate::error::{CriError, gone_is_success};
 use crate::filter::shows_container;
@@ -31,7 +32,8 @@ impl CriService {
         let image = held.image.clone();
         let held_volumes = self.volumes(&config)?;
         let volumes = held_volumes.iter().map(|(name, held)| (name.clone(), held.image.clone())).collect();
-        let spec = session_spec(config, &image.config, &volumes)?;
+        let filter = read_filter(&config).await?;
+        let spec = session_spec(config, &image.config, &volumes, filter)?;
         let id = self.boxes.create_session(&box_id, spec, image).await?;
         Ok(CreateContainerResponse { container_id: id.into() })
     }
@@ -126,6 +128,18 @@ impl CriService {
             Ok(Some(image)) => image.display_name().to_owned(),
             Ok(None) | Err(_) => given.clone(),
         }
+    }
+}
+
+/// The system call filter that the container takes from a file of the node.
+async fn read_filter(config: &ContainerConfig) -> Result<Option<SeccompProfile>, CriError> {
+    let Some((field, path)) = seccomp_file(config) else { return Ok(None) };
+    let shown = path.clone();
+    let read = tokio::task::spawn_blocking(move || read_seccomp_profile(&path)).await;
+    let aborted = |error| SeccompFileError::Read { path: shown, source: std::io::Error::other(error) };
+    match read.unwrap_or_else(|error| Err(aborted(error))) {
+        Ok(profile) => Ok(Some(profile)),
+        Err(error) => Err(InvalidRequest::new(field, error.to_string()).into()),
     }
 }
 

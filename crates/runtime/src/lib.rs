@@ -47,3 +47,6 @@ pub use events::{Event, EventStream, EventsMissed, Happened, Subject};
 pub use execution::{ByteStream, ExecTerminal, Execution, ExitCode, PortStream};
 pub use manager::BoxManager;
 pub use network::{NetworkSetting, PodNetworks};
+#[doc(hidden)]
+pub use policy::seccomp::fuzz_profile;
+pub use policy::seccomp::{SeccompFileError, SeccompProfileError, read_seccomp_profile};

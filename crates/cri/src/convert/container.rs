@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use a3s_box_core::image::{ImageConfig, ResolvedImage};
-use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SessionSpec};
+use a3s_box_core::seccomp::SeccompProfile;
+use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SeccompSpec, SessionSpec};
 
 use super::{InvalidRequest, given, non_empty, required, resources, security, signal, sorted};
 use crate::proto::{
@@ -41,7 +42,8 @@ pub fn volume_images(config: &ContainerConfig) -> impl Iterator<Item = (String, 
 }
 
 /// The session that a CreateContainer request asks for. `image` is the configuration of the image that
-/// [`image_of`] names; `volumes` are the images that [`volume_images`] names, by the client's words.
+/// [`image_of`] names; `volumes` are the images that [`volume_images`] names, by the client's words;
+/// `filter` is the content of the file that [`seccomp_file`] names.
 pub fn session_spec(
     config: ContainerConfig,
     image: &ImageConfig,
@@ -54,12 +56,19 @@ pub fn session_spec(
         InvalidRequest::new("config.stop_signal", format!("{} is not a signal", config.stop_signal))
     })?;
     let linux = config.linux.unwrap_or_default();
+/// The file of the node with the system call filter, if the container wants one: the field that names it, and the path.
+pub fn seccomp_file(config: &ContainerConfig) -> Option<(String, PathBuf)> {
+    let context = config.linux.as_ref()?.security_context.as_ref()?;
+    security::seccomp_file(context, CONTEXT)
+}
+
     let context = linux.security_context.unwrap_or_default();
     security::check_apparmor(&context, CONTEXT)?;
     let (masked_paths, readonly_paths) = security::guarded_paths(&context);
     let limits = linux.resources.as_ref().map(|given| resources::limits(given, RESOURCES)).transpose()?;
     let oom_score_adj =
         linux.resources.as_ref().map(|given| resources::oom_score_adj(given, RESOURCES)).transpose()?;
+    filter: Option<SeccompProfile>,
     let program =
         Program { command: config.command, args: config.args, cwd: config.working_dir, tty: config.tty };
     let env = environment(image, config.envs)?;
@@ -70,7 +79,10 @@ pub fn session_spec(
         labels: sorted(config.labels),
         annotations: sorted(config.annotations),
         log_path: given(config.log_path).map(log_path).transpose()?,
-        process: process(program, env, oom_score_adj, &context, image)?,
+        process: ProcessSpec {
+            seccomp: security::seccomp(&context, filter, CONTEXT)?,
+            ..process(program, env, oom_score_adj, &context, image)?
+        },
         readonly_rootfs: context.readonly_rootfs,
         mounts: config
             .mounts
@@ -138,7 +150,7 @@ fn process(
         user: security::user(context, &image.user, CONTEXT)?,
         capabilities: security::capabilities(context),
         no_new_privileges: context.no_new_privs,
-        seccomp: security::seccomp(context, CONTEXT)?,
+        seccomp: SeccompSpec::default(),
         oom_score_adj,
     })
 }
@@ -305,7 +317,7 @@ mod tests {
             config: ImageConfig::default(),
             layers: vec![layer],
         };
-        session_spec(config, &image(), &HashMap::from([("model:1".to_owned(), model)]))
+        session_spec(config, &image(), &HashMap::from([("model:1".to_owned(), model)]), None)
     }
 
     fn refused_field(config: ContainerConfig) -> String {
@@ -338,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_container_without_any_command_is_refused() {
-        let error = session_spec(config(), &ImageConfig::default(), &HashMap::new()).unwrap_err();
+        let error = session_spec(config(), &ImageConfig::default(), &HashMap::new(), None).unwrap_err();
         assert_eq!(error.field, "config.command");
     }
 

@@ -4,7 +4,10 @@
 //! kernel has neither: the guest's kernel is such a node. A profile by name cannot be honoured and is
 //! refused.
 
+use std::path::PathBuf;
+
 use a3s_box_core::SessionId;
+use a3s_box_core::seccomp::SeccompProfile;
 use a3s_box_core::spec::{CapabilitySpec, PidNamespace, SeccompSpec, UserSpec};
 
 use super::{InvalidRequest, kernel_id};
@@ -166,9 +169,37 @@ pub fn capabilities(context: &LinuxContainerSecurityContext) -> CapabilitySpec {
     }
 }
 
+/// The file of the node that holds the container's system call filter, and the field that names it. Old clients
+/// write `localhost/` before the path.
+#[allow(deprecated)]
+pub fn seccomp_file(context: &LinuxContainerSecurityContext, field: &str) -> Option<(String, PathBuf)> {
+    if context.privileged {
+        return None;
+    }
+    let (field, path) = match &context.seccomp {
+        Some(profile) if profile.profile_type() == ProfileType::Localhost => {
+            let path = profile.localhost_ref.as_str();
+            (format!("{field}.seccomp.localhost_ref"), path.strip_prefix("localhost/").unwrap_or(path))
+        }
+        Some(_) => return None,
+        None => (
+            format!("{field}.seccomp_profile_path"),
+            context.seccomp_profile_path.strip_prefix("localhost/")?,
+        ),
+    };
+    Some((field, PathBuf::from(path)))
+}
+
 /// The system call filter. Without a word about it there is none: that is what the interface says, and
-/// kubelet always says a word.
-pub fn seccomp(context: &LinuxContainerSecurityContext, field: &str) -> Result<SeccompSpec, InvalidRequest> {
+/// kubelet always says a word. `profile` is the content of the file that [`seccomp_file`] names.
+pub fn seccomp(
+    context: &LinuxContainerSecurityContext,
+    profile: Option<SeccompProfile>,
+    field: &str,
+) -> Result<SeccompSpec, InvalidRequest> {
+    if let Some(profile) = profile {
+        return Ok(SeccompSpec::Profile(Box::new(profile)));
+    }
     if context.privileged {
         return Ok(SeccompSpec::Unconfined);
     }
@@ -176,10 +207,7 @@ pub fn seccomp(context: &LinuxContainerSecurityContext, field: &str) -> Result<S
         Some(profile) => match profile_type(profile, &format!("{field}.seccomp"))? {
             ProfileType::RuntimeDefault => Ok(SeccompSpec::RuntimeDefault),
             ProfileType::Unconfined => Ok(SeccompSpec::Unconfined),
-            ProfileType::Localhost => {
-                let problem = "profiles from files of the node are not supported yet; use RuntimeDefault";
-                Err(InvalidRequest::new(format!("{field}.seccomp.localhost_ref"), problem))
-            }
+            ProfileType::Localhost => Err(InvalidRequest::missing(format!("{field}.seccomp.localhost_ref"))),
         },
         #[allow(deprecated)]
         None => seccomp_by_path(&context.seccomp_profile_path, field),
@@ -192,7 +220,7 @@ fn seccomp_by_path(path: &str, field: &str) -> Result<SeccompSpec, InvalidReques
         "runtime/default" | "docker/default" => Ok(SeccompSpec::RuntimeDefault),
         "" | "unconfined" => Ok(SeccompSpec::Unconfined),
         other => {
-            let problem = format!("{other:?} is neither runtime/default nor unconfined");
+            let problem = format!("{other:?} is none of runtime/default, unconfined and localhost/PATH");
             Err(InvalidRequest::new(format!("{field}.seccomp_profile_path"), problem))
         }
     }
@@ -240,6 +268,8 @@ pub fn guarded_paths(context: &LinuxContainerSecurityContext) -> (Vec<String>, V
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_core::seccomp::SeccompAction;
+
     use super::*;
     use crate::proto::{IdMapping, Int64Value};
 
@@ -297,16 +327,46 @@ mod tests {
     #[test]
     fn containers_are_confined_as_they_say() {
         let mut context = LinuxContainerSecurityContext::default();
-        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
+        assert_eq!(seccomp(&context, None, "c"), Ok(SeccompSpec::Unconfined));
         let profile = |kind: ProfileType| SecurityProfile { profile_type: kind.into(), ..Default::default() };
         context.seccomp = Some(profile(ProfileType::RuntimeDefault));
-        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::RuntimeDefault));
+        assert_eq!(seccomp(&context, None, "c"), Ok(SeccompSpec::RuntimeDefault));
         context.seccomp = Some(profile(ProfileType::Unconfined));
-        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
+        assert_eq!(seccomp(&context, None, "c"), Ok(SeccompSpec::Unconfined));
         context.seccomp = Some(profile(ProfileType::Localhost));
-        assert_eq!(seccomp(&context, "c").unwrap_err().field, "c.seccomp.localhost_ref");
+        assert_eq!(seccomp(&context, None, "c").unwrap_err().field, "c.seccomp.localhost_ref");
+        let profile = SeccompProfile {
+            path: "/p.json".into(),
+            default_action: SeccompAction::Allow,
+            rules: Vec::new(),
+        };
+        let expected = SeccompSpec::Profile(Box::new(profile.clone()));
+        assert_eq!(seccomp(&context, Some(profile), "c"), Ok(expected));
         context.privileged = true;
-        assert_eq!(seccomp(&context, "c"), Ok(SeccompSpec::Unconfined));
+        assert_eq!(seccomp(&context, None, "c"), Ok(SeccompSpec::Unconfined));
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn a_profile_of_the_node_is_named_by_either_field_with_or_without_the_old_prefix() {
+        let named = |path: &str| LinuxContainerSecurityContext {
+            seccomp: Some(SecurityProfile {
+                profile_type: ProfileType::Localhost.into(),
+                localhost_ref: path.to_owned(),
+            }),
+            ..Default::default()
+        };
+        let found = |field: &str| Some((format!("c.{field}"), PathBuf::from("/p.json")));
+        assert_eq!(seccomp_file(&named("/p.json"), "c"), found("seccomp.localhost_ref"));
+        assert_eq!(seccomp_file(&named("localhost//p.json"), "c"), found("seccomp.localhost_ref"));
+        let old = |path: &str| LinuxContainerSecurityContext {
+            seccomp_profile_path: path.to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(seccomp_file(&old("localhost//p.json"), "c"), found("seccomp_profile_path"));
+        assert_eq!(seccomp_file(&old("runtime/default"), "c"), None);
+        let privileged = LinuxContainerSecurityContext { privileged: true, ..named("/p.json") };
+        assert_eq!(seccomp_file(&privileged, "c"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use a3s_box_protocol::proto;
 use thiserror::Error;
 
 use crate::policy::capabilities::{self, UnknownCapability};
+use crate::policy::seccomp::FilterTooLong;
 use crate::policy::{limits, seccomp};
 use crate::records::{BoxRecord, SessionRecord};
 
@@ -50,6 +51,8 @@ pub(crate) enum RequestError {
     Capability(#[from] UnknownCapability),
     #[error(transparent)]
     Layer(#[from] UnknownLayer),
+    #[error(transparent)]
+    Seccomp(#[from] FilterTooLong),
 }
 
 /// A layer's file that is not named as the image store names its files.
@@ -116,7 +119,7 @@ pub(crate) fn exec(
     asked: &ProcessSpec,
     stdin: bool,
     facts: &BoxFacts,
-) -> Result<proto::ExecRequest, UnknownCapability> {
+) -> Result<proto::ExecRequest, RequestError> {
     Ok(proto::ExecRequest {
         session_id: session_id.to_string(),
         exec_id: exec_id.to_owned(),
@@ -145,11 +148,7 @@ fn inherit(own: &ProcessSpec, asked: &ProcessSpec) -> ProcessSpec {
     }
 }
 
-fn process(
-    spec: &ProcessSpec,
-    privileged: bool,
-    facts: &BoxFacts,
-) -> Result<proto::Process, UnknownCapability> {
+fn process(spec: &ProcessSpec, privileged: bool, facts: &BoxFacts) -> Result<proto::Process, RequestError> {
     let capabilities = capabilities::sets(&spec.capabilities, privileged)?;
     let filter = if privileged { &SeccompSpec::Unconfined } else { &spec.seccomp };
     Ok(proto::Process {
@@ -165,7 +164,7 @@ fn process(
             supplemental_groups: spec.user.supplemental_groups.clone(),
             strict_groups: spec.user.strict_groups,
         }),
-        seccomp_bpf: seccomp::program(filter, capabilities.bounding),
+        seccomp_bpf: seccomp::program(filter, capabilities.bounding)?,
         capabilities: Some(capabilities),
         no_new_privileges: spec.no_new_privileges,
         rlimits: vec![proto::Rlimit { name: "RLIMIT_NOFILE".to_owned(), soft: NOFILE.0, hard: NOFILE.1 }],

@@ -14,14 +14,16 @@ use std::collections::BTreeMap;
 
 use libc::c_long;
 
-use super::program::{Check, Rules, Verdict};
+use a3s_box_core::seccomp::{SeccompAction, SeccompComparison, SeccompCondition};
+
+use super::program::{Case, Rules, Verdict};
 use crate::policy::capabilities;
 
-const EPERM: u16 = 1;
-const ENOSYS: u16 = 38;
+pub(super) const EPERM: u16 = 1;
+pub(super) const ENOSYS: u16 = 38;
 
 /// The last number that this list knows (Linux 6.15).
-const LAST_KNOWN: u32 = 467;
+pub(super) const LAST_KNOWN: u32 = 467;
 
 /// Flags of `clone` that make namespaces: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 const CLONE_NEW_ANY: u32 = 0x7e02_0000;
@@ -160,26 +162,47 @@ const BY_CAPABILITY: &[(&str, &[c_long])] = &[
 
 /// The profile for a process whose bounding set is `capabilities`.
 pub(crate) fn rules(capabilities: u64) -> Rules {
-    let mut verdicts: BTreeMap<u32, Verdict> =
-        (0..=LAST_KNOWN).map(|number| (number, Verdict::Fail(EPERM))).collect();
+    let mut verdicts: BTreeMap<u32, Verdict> = (0..=LAST_KNOWN).map(|number| (number, fail(EPERM))).collect();
     let mut set = |number: c_long, verdict| {
         verdicts.insert(number as u32, verdict);
     };
-    set(libc::SYS_clone, Verdict::Check(Check::NoneOf { argument: 0, bits: CLONE_NEW_ANY }));
-    set(libc::SYS_clone3, Verdict::Fail(ENOSYS));
-    set(libc::SYS_personality, Verdict::Check(Check::In { argument: 0, values: PERSONALITIES }));
-    set(libc::SYS_socket, Verdict::Check(Check::NotIn { argument: 0, values: &[AF_VSOCK] }));
+    set(libc::SYS_clone, first_is(CLONE_NEW_ANY, &[0], SeccompAction::Allow, SeccompAction::Fail(EPERM)));
+    set(libc::SYS_clone3, fail(ENOSYS));
+    set(
+        libc::SYS_personality,
+        first_is(u32::MAX, PERSONALITIES, SeccompAction::Allow, SeccompAction::Fail(EPERM)),
+    );
+    set(libc::SYS_socket, first_is(u32::MAX, &[AF_VSOCK], SeccompAction::Fail(EPERM), SeccompAction::Allow));
     let opened = BY_CAPABILITY
         .iter()
         .filter(|(name, _)| capabilities::bit(name).is_ok_and(|bit| capabilities & bit != 0));
     for number in ALLOWED.iter().chain(opened.flat_map(|(_, calls)| calls.iter())) {
-        set(*number, Verdict::Allow);
+        set(*number, Verdict::Always(SeccompAction::Allow));
     }
     for number in ALLOWED_BY_NUMBER {
-        set(i64::from(*number), Verdict::Allow);
+        set(i64::from(*number), Verdict::Always(SeccompAction::Allow));
     }
     // What is missing from the map is newer than the list.
-    Rules { verdicts, otherwise: Verdict::Fail(ENOSYS) }
+    Rules { verdicts, otherwise: fail(ENOSYS) }
+}
+
+fn fail(errno: u16) -> Verdict {
+    Verdict::Always(SeccompAction::Fail(errno))
+}
+
+/// Whether the lower half of the first argument has one of the values in these bits: the kernel takes these calls'
+/// as 32-bit numbers.
+fn first_is(mask: u32, values: &[u32], then: SeccompAction, otherwise: SeccompAction) -> Verdict {
+    let case = |value: &u32| Case {
+        conditions: vec![SeccompCondition {
+            argument: 0,
+            mask: mask.into(),
+            comparison: SeccompComparison::Equal,
+            value: u64::from(*value),
+        }],
+        action: then,
+    };
+    Verdict::First { cases: values.iter().map(case).collect(), otherwise }
 }
 
 #[cfg(test)]
@@ -192,7 +215,7 @@ mod tests {
         [argument, 0, 0, 0, 0, 0]
     }
 
-    fn verdict(capabilities: u64, number: c_long, arguments: [u64; 6]) -> Verdict {
+    fn verdict(capabilities: u64, number: c_long, arguments: [u64; 6]) -> SeccompAction {
         call(&compile(&rules(capabilities)), number as u32, arguments)
     }
 
@@ -200,25 +223,28 @@ mod tests {
     fn threads_may_be_made_and_namespaces_may_not() {
         let thread =
             libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-        assert_eq!(verdict(0, libc::SYS_clone, first(thread as u64)), Verdict::Allow);
-        assert_eq!(verdict(0, libc::SYS_clone, first(libc::CLONE_NEWUSER as u64)), Verdict::Fail(EPERM));
-        assert_eq!(verdict(0, libc::SYS_clone3, [0; 6]), Verdict::Fail(ENOSYS));
+        assert_eq!(verdict(0, libc::SYS_clone, first(thread as u64)), SeccompAction::Allow);
+        assert_eq!(
+            verdict(0, libc::SYS_clone, first(libc::CLONE_NEWUSER as u64)),
+            SeccompAction::Fail(EPERM)
+        );
+        assert_eq!(verdict(0, libc::SYS_clone3, [0; 6]), SeccompAction::Fail(ENOSYS));
         let admin = capabilities::bit("SYS_ADMIN").unwrap();
-        assert_eq!(verdict(admin, libc::SYS_clone, first(libc::CLONE_NEWUSER as u64)), Verdict::Allow);
-        assert_eq!(verdict(admin, libc::SYS_mount, [0; 6]), Verdict::Allow);
+        assert_eq!(verdict(admin, libc::SYS_clone, first(libc::CLONE_NEWUSER as u64)), SeccompAction::Allow);
+        assert_eq!(verdict(admin, libc::SYS_mount, [0; 6]), SeccompAction::Allow);
     }
 
     #[test]
     fn the_hosts_sockets_are_out_of_reach() {
-        assert_eq!(verdict(capabilities::ALL, libc::SYS_socket, first(40)), Verdict::Fail(EPERM));
-        assert_eq!(verdict(0, libc::SYS_socket, first(libc::AF_INET as u64)), Verdict::Allow);
+        assert_eq!(verdict(capabilities::ALL, libc::SYS_socket, first(40)), SeccompAction::Fail(EPERM));
+        assert_eq!(verdict(0, libc::SYS_socket, first(libc::AF_INET as u64)), SeccompAction::Allow);
     }
 
     #[test]
     fn what_is_newer_than_the_list_is_unknown_rather_than_forbidden() {
-        assert_eq!(verdict(0, 600, [0; 6]), Verdict::Fail(ENOSYS));
-        assert_eq!(verdict(0, libc::SYS_kexec_load, [0; 6]), Verdict::Fail(EPERM));
-        assert_eq!(verdict(0, libc::SYS_io_uring_setup, [0; 6]), Verdict::Fail(EPERM));
+        assert_eq!(verdict(0, 600, [0; 6]), SeccompAction::Fail(ENOSYS));
+        assert_eq!(verdict(0, libc::SYS_kexec_load, [0; 6]), SeccompAction::Fail(EPERM));
+        assert_eq!(verdict(0, libc::SYS_io_uring_setup, [0; 6]), SeccompAction::Fail(EPERM));
     }
 
     #[test]
