@@ -16,9 +16,23 @@ use crate::proto::{
 const CONTEXT: &str = "config.linux.security_context";
 const RESOURCES: &str = "config.linux.resources";
 
-/// Flags of a bind mount that `Mount.mount_options` may carry.
-const MOUNT_OPTIONS: [&str; 8] =
-    ["noexec", "nosuid", "nodev", "noatime", "nodiratime", "relatime", "exec", "suid"];
+/// Flags of a bind mount that `Mount.mount_options` may carry. When files are read is the node's to record.
+const MOUNT_OPTIONS: [&str; 5] = ["noexec", "nosuid", "nodev", "exec", "suid"];
+
+/// The kernel's MAX_ARG_STRLEN: no single argument or variable is longer, with the zero byte at its end.
+const MAX_WORD: usize = 128 * 1024;
+
+/// Files of /proc that file systems like LXCFS replace; nothing else below /proc can be mounted over.
+const REPLACEABLE: [&str; 8] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/slabinfo",
+    "/proc/swaps",
+    "/proc/uptime",
+];
 
 /// The reference or id of the image that a container is to run, checked before the image is looked up.
 pub fn image_of(config: &ContainerConfig) -> Result<String, InvalidRequest> {
@@ -41,6 +55,12 @@ pub fn volume_images(config: &ContainerConfig) -> impl Iterator<Item = (String, 
     })
 }
 
+/// The file of the node with the system call filter, if the container wants one: the field that names it, and the path.
+pub fn seccomp_file(config: &ContainerConfig) -> Option<(String, PathBuf)> {
+    let context = config.linux.as_ref()?.security_context.as_ref()?;
+    security::seccomp_file(context, CONTEXT)
+}
+
 /// The session that a CreateContainer request asks for. `image` is the configuration of the image that
 /// [`image_of`] names; `volumes` are the images that [`volume_images`] names, by the client's words;
 /// `filter` is the content of the file that [`seccomp_file`] names.
@@ -48,6 +68,7 @@ pub fn session_spec(
     config: ContainerConfig,
     image: &ImageConfig,
     volumes: &HashMap<String, ResolvedImage>,
+    filter: Option<SeccompProfile>,
 ) -> Result<SessionSpec, InvalidRequest> {
     let image_ref = shown_name(&config)?;
     refuse_foreign(&config)?;
@@ -56,19 +77,12 @@ pub fn session_spec(
         InvalidRequest::new("config.stop_signal", format!("{} is not a signal", config.stop_signal))
     })?;
     let linux = config.linux.unwrap_or_default();
-/// The file of the node with the system call filter, if the container wants one: the field that names it, and the path.
-pub fn seccomp_file(config: &ContainerConfig) -> Option<(String, PathBuf)> {
-    let context = config.linux.as_ref()?.security_context.as_ref()?;
-    security::seccomp_file(context, CONTEXT)
-}
-
     let context = linux.security_context.unwrap_or_default();
     security::check_apparmor(&context, CONTEXT)?;
     let (masked_paths, readonly_paths) = security::guarded_paths(&context);
     let limits = linux.resources.as_ref().map(|given| resources::limits(given, RESOURCES)).transpose()?;
     let oom_score_adj =
         linux.resources.as_ref().map(|given| resources::oom_score_adj(given, RESOURCES)).transpose()?;
-    filter: Option<SeccompProfile>,
     let program =
         Program { command: config.command, args: config.args, cwd: config.working_dir, tty: config.tty };
     let env = environment(image, config.envs)?;
@@ -170,7 +184,23 @@ fn command_line(
         let problem = "the image names no command to run either; give one";
         return Err(InvalidRequest::new("config.command", problem));
     }
+    for (index, word) in line.iter().enumerate() {
+        check_word(word).map_err(|problem| {
+            InvalidRequest::new("config.command", format!("word {index} of the command line {problem}"))
+        })?;
+    }
     Ok(line)
+}
+
+/// What no kernel passes to a program.
+fn check_word(word: &str) -> Result<(), String> {
+    if word.contains('\0') {
+        return Err("contains a zero byte".to_owned());
+    }
+    if word.len() >= MAX_WORD {
+        return Err(format!("has {} bytes; programs can be given {} at most", word.len(), MAX_WORD - 1));
+    }
+    Ok(())
 }
 
 /// The image's variables, then the client's; later entries win. What every container has besides is the
@@ -186,7 +216,10 @@ fn environment(image: &ImageConfig, client: Vec<KeyValue>) -> Result<Vec<String>
             let problem = format!("the value of {key} is not UTF-8 text without zero bytes");
             InvalidRequest::new(format!("config.envs[{index}].value"), problem)
         })?;
-        env.push(format!("{key}={value}"));
+        let entry = format!("{key}={value}");
+        check_word(&entry)
+            .map_err(|problem| InvalidRequest::new(format!("config.envs[{index}].value"), problem))?;
+        env.push(entry);
     }
     Ok(env)
 }
@@ -212,6 +245,7 @@ fn mount(
     let target = non_empty(wanted.container_path.clone(), &format!("{field}.container_path"))?;
     // A relative path starts at the container's root.
     let target = if target.starts_with('/') { target } else { format!("/{target}") };
+    check_target(&target, &format!("{field}.container_path"))?;
     if !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty() {
         let problem = "id-mapped mounts are not offered by this runtime handler";
         return Err(InvalidRequest::new(format!("{field}.uidMappings"), problem));
@@ -250,6 +284,26 @@ fn mount(
         }
     };
     Ok(MountSpec { source, target, readonly: wanted.readonly, options: wanted.mount_options })
+}
+
+/// Refuses to hide the container's root and /proc, which programs, and the runtime itself, trust.
+fn check_target(target: &str, field: &str) -> Result<(), InvalidRequest> {
+    let mut plain = PathBuf::from("/");
+    for part in Path::new(target).components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if plain == Path::new("/") {
+        return Err(InvalidRequest::new(field, "a mount over / would hide the image; mount below it"));
+    }
+    if plain.starts_with("/proc") && !REPLACEABLE.iter().any(|file| plain == Path::new(file)) {
+        let problem = format!("{target} lies in /proc, which is the kernel's; choose another path");
+        return Err(InvalidRequest::new(field, problem));
+    }
+    Ok(())
 }
 
 /// Propagation needs no word: nothing is ever mounted below an image.
@@ -367,6 +421,30 @@ mod tests {
     }
 
     #[test]
+    fn what_no_program_can_be_given_is_refused_and_much_is_not_too_much() {
+        let variable = |key: String, value: Vec<u8>| KeyValue { key, value };
+        let with = |word: String| ContainerConfig { args: vec![word], ..config() };
+        assert_eq!(refused_field(with("a\0b".to_owned())), "config.command");
+        let error = convert(with("x".repeat(1 << 20))).unwrap_err();
+        assert_eq!(error.field, "config.command");
+        assert!(error.problem.contains("1048576 bytes") && error.problem.contains("131071"), "{error}");
+        assert!(convert(with("x".repeat(MAX_WORD - 1))).is_ok());
+        let long = variable("A".to_owned(), vec![b'x'; MAX_WORD]);
+        assert_eq!(refused_field(ContainerConfig { envs: vec![long], ..config() }), "config.envs[0].value");
+        let many = (0..10_000).map(|index| variable(format!("N{index}"), b"v".to_vec())).collect();
+        assert_eq!(convert(ContainerConfig { envs: many, ..config() }).unwrap().process.env.len(), 10_002);
+        let zero = variable("A".to_owned(), b"a\0b".to_vec());
+        assert_eq!(refused_field(ContainerConfig { envs: vec![zero], ..config() }), "config.envs[0].value");
+    }
+
+    #[test]
+    fn files_of_proc_that_lxcfs_replaces_may_be_mounted_over() {
+        for path in ["/proc/meminfo", "/processes", "/sys/fs/cgroup", "/etc/../data"] {
+            assert!(check_target(path, "f").is_ok(), "{path}");
+        }
+    }
+
+    #[test]
     fn missing_identity_and_image_are_refused_by_field() {
         assert_eq!(refused_field(ContainerConfig { metadata: None, ..config() }), "config.metadata");
         let unnamed = ContainerConfig { metadata: Some(ContainerMetadata::default()), ..config() };
@@ -445,6 +523,10 @@ mod tests {
         assert_eq!(spec.mounts, [expected]);
         for (field, change) in [
             ("container_path", (|m| m.container_path.clear()) as fn(&mut Mount)),
+            ("container_path", |m| m.container_path = "/".to_owned()),
+            ("container_path", |m| m.container_path = "/data/..".to_owned()),
+            ("container_path", |m| m.container_path = "/proc".to_owned()),
+            ("container_path", |m| m.container_path = "/sys/../proc/sys/kernel".to_owned()),
             ("host_path", |m| m.host_path.clear()),
             ("host_path", |m| m.host_path = "relative".to_owned()),
             ("uidMappings", |m| m.gid_mappings = vec![IdMapping::default()]),
@@ -452,6 +534,7 @@ mod tests {
             ("propagation", |m| m.propagation = 9),
             ("recursive_read_only", |m| m.recursive_read_only = true),
             ("mount_options[0]", |m| m.mount_options = vec!["bind".to_owned()]),
+            ("mount_options[0]", |m| m.mount_options = vec!["noatime".to_owned()]),
         ] {
             assert_eq!(refused_field(volume(change)), format!("config.mounts[0].{field}"));
         }

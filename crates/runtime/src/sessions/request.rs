@@ -189,6 +189,9 @@ fn environment(spec: &ProcessSpec, facts: &BoxFacts) -> Vec<String> {
 
 fn mount(session: &SessionId, index: usize, spec: &MountSpec) -> Result<proto::Mount, UnknownLayer> {
     use proto::mount::Source;
+    // The host refuses writes to a read-only volume. What is mounted below it stays writable, but would not if the
+    // guest's one mount of both were read-only.
+    let readonly_on_the_host = matches!(spec.source, MountSource::Host { recursive_readonly: false, .. });
     let source = match &spec.source {
         MountSource::Host { .. } => Source::PodVolume(volume_name(session, index)),
         MountSource::Tmpfs { size } => Source::TmpfsBytes(*size),
@@ -200,7 +203,7 @@ fn mount(session: &SessionId, index: usize, spec: &MountSpec) -> Result<proto::M
     Ok(proto::Mount {
         target: spec.target.clone(),
         source: Some(source),
-        readonly: spec.readonly,
+        readonly: spec.readonly && !readonly_on_the_host,
         options: spec.options.clone(),
     })
 }
@@ -295,6 +298,17 @@ mod tests {
         );
         assert!(merged.no_new_privileges);
         assert_eq!(merged.seccomp, SeccompSpec::RuntimeDefault, "the session's filter cannot be shaken off");
+    }
+
+    #[test]
+    fn only_a_recursively_read_only_volume_is_read_only_in_the_guest() {
+        let readonly = |recursive_readonly| {
+            let source = MountSource::Host { path: "/srv".into(), propagate: false, recursive_readonly };
+            let spec = MountSpec { source, target: "/srv".to_owned(), readonly: true, options: Vec::new() };
+            mount(&SessionId::from_random([7; 32]), 0, &spec).unwrap().readonly
+        };
+        assert!(readonly(true));
+        assert!(!readonly(false), "the host enforces it, and not for what is mounted below");
     }
 
     /// They were named by their diff id, so one box could get another image's layer.

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
@@ -24,6 +25,8 @@ pub(crate) enum VolumeError {
     Relative(PathBuf),
     #[error(transparent)]
     Layer(#[from] UnknownLayer),
+    #[error("the host path {} is {kind}: only files and folders can be shared with a box", path.display())]
+    Kind { path: PathBuf, kind: &'static str },
     #[error("could not {step} the host path {}: {source}", path.display())]
     Io {
         step: &'static str,
@@ -73,23 +76,40 @@ async fn on_disk(
 
 /// Opens a volume with its symlinks resolved on the host; one that is missing becomes a directory, as
 /// kubelet expects of a container runtime.
+///
+/// The kernel resolves the path in one go and what it found is what is handed over: there is no name left that
+/// could come to mean something else.
 fn open_or_make(path: &Path) -> Result<OwnedFd, VolumeError> {
     if !path.is_absolute() {
         return Err(VolumeError::Relative(path.to_owned()));
     }
-    let resolved = match fs::canonicalize(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    let opened = match resolve(path) {
+        Err(Errno::NOENT) => {
             fs::create_dir_all(path).map_err(failed("make", path))?;
-            fs::canonicalize(path)
+            resolve(path)
         }
         other => other,
     };
-    open(&resolved.map_err(failed("resolve", path))?)
+    let opened = opened.map_err(|error| failed("open", path)(error.into()))?;
+    let mode = fstat(&opened).map_err(|error| failed("inspect", path)(error.into()))?.st_mode;
+    let refused = |kind| Err(VolumeError::Kind { path: path.to_owned(), kind });
+    match FileType::from_raw_mode(mode) {
+        FileType::RegularFile | FileType::Directory => Ok(opened),
+        FileType::Socket => refused("a socket, which connects processes of one kernel"),
+        FileType::Fifo => refused("a named pipe, which connects processes of one kernel"),
+        FileType::CharacterDevice | FileType::BlockDevice => refused("a device of the node"),
+        FileType::Symlink | FileType::Unknown => refused("of an unknown kind"),
+    }
 }
 
 fn open(path: &Path) -> Result<OwnedFd, VolumeError> {
-    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| failed("open", path)(error.into()))
+    resolve(path).map_err(|error| failed("open", path)(error.into()))
+}
+
+/// Links like /proc/self/fd/3 mean something of the daemon's own and are refused with ELOOP.
+fn resolve(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
 }
 
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
@@ -110,6 +130,24 @@ mod tests {
         let opened = open_or_make(&dir.path().join("link")).unwrap();
         let same = rustix::fs::fstat(&opened).unwrap().st_ino;
         assert_eq!(same, rustix::fs::stat(dir.path().join("a")).unwrap().st_ino);
+    }
+
+    #[test]
+    fn what_the_guest_could_not_use_or_is_the_daemons_own_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        rustix::fs::mkfifoat(CWD, at("pipe"), Mode::RUSR).unwrap();
+        for (path, word) in
+            [(at("socket"), "a socket"), (at("pipe"), "a named pipe"), ("/dev/null".into(), "a device")]
+        {
+            let error = open_or_make(&path).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains(path.to_str().unwrap()), "{error}");
+        }
+        assert!(matches!(open_or_make(Path::new("/proc/self/fd/0")), Err(VolumeError::Io { .. })));
+        std::fs::write(at("file"), "").unwrap();
+        assert!(open_or_make(&at("file")).is_ok());
+        assert!(matches!(open_or_make(&at("file/below")), Err(VolumeError::Io { .. })));
     }
 
     #[test]
