@@ -9,6 +9,9 @@ const MIB: i64 = 1024 * 1024;
 
 /// The kernel's default period, which a quota without one refers to.
 const DEFAULT_PERIOD_US: i64 = 100_000;
+/// What the kernel takes as the shortest quota and period, and as the longest period.
+const MIN_QUOTA_US: i64 = 1_000;
+const MAX_PERIOD_US: i64 = 1_000_000;
 
 /// How a box is sized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +69,7 @@ fn memory(resources: &LinuxContainerResources) -> Option<i64> {
 /// The limits of one session. Zero and negative values mean "no limit", as in cgroup v1, except for a
 /// swap limit of -1, which is stated.
 pub fn limits(resources: &LinuxContainerResources, field: &str) -> Result<Limits, InvalidRequest> {
+    check_ranges(resources, field)?;
     for (index, page) in resources.hugepage_limits.iter().enumerate() {
         // Kubelet lists every page size of the node with a limit of 0.
         if page.limit > 0 {
@@ -88,6 +92,37 @@ pub fn limits(resources: &LinuxContainerResources, field: &str) -> Result<Limits
         pids: None,
         unified: sorted(resources.unified.clone()),
     })
+}
+
+/// Refuses what the kernel's scheduler takes for no quota, and numbers that mean nothing. -1 is how "no limit" is
+/// written where 0 means the same.
+fn check_ranges(resources: &LinuxContainerResources, field: &str) -> Result<(), InvalidRequest> {
+    let refused = |name: &str, value: i64, expected: &str| {
+        Err(InvalidRequest::new(format!("{field}.{name}"), format!("{value} is not {expected}")))
+    };
+    let (quota, period) = (resources.cpu_quota, resources.cpu_period);
+    if quota < -1 || (1..MIN_QUOTA_US).contains(&quota) {
+        return refused("cpu_quota", quota, "a quota: give at least 1000 µs, or 0 for none");
+    }
+    if period != 0 && !(MIN_QUOTA_US..=MAX_PERIOD_US).contains(&period) {
+        return refused("cpu_period", period, "a period: give 1000 to 1000000 µs, or 0 for the default");
+    }
+    if resources.cpu_shares < 0 {
+        return refused(
+            "cpu_shares",
+            resources.cpu_shares,
+            "a weight: give 2 to 262144, or 0 for the default",
+        );
+    }
+    for (name, bytes) in [
+        ("memory_limit_in_bytes", resources.memory_limit_in_bytes),
+        ("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes),
+    ] {
+        if bytes < -1 {
+            return refused(name, bytes, "a number of bytes: give 0 for no limit");
+        }
+    }
+    Ok(())
 }
 
 /// `oom_score_adj` of a session's processes; CRI has no way of not giving it.
@@ -163,5 +198,22 @@ mod tests {
         let with = |oom_score_adj| LinuxContainerResources { oom_score_adj, ..Default::default() };
         assert_eq!(oom_score_adj(&with(-997), "r"), Ok(-997));
         assert_eq!(oom_score_adj(&with(1001), "r").unwrap_err().field, "r.oom_score_adj");
+    }
+
+    #[test]
+    fn limits_that_mean_nothing_are_refused_by_field() {
+        let refused = |given: LinuxContainerResources| limits(&given, "r").unwrap_err().field;
+        assert_eq!(refused(resources(-2, 0, 0)), "r.cpu_quota");
+        assert_eq!(refused(resources(999, 100_000, 0)), "r.cpu_quota");
+        assert_eq!(refused(resources(0, -1, 0)), "r.cpu_period");
+        assert_eq!(refused(resources(0, 1_000_001, 0)), "r.cpu_period");
+        assert_eq!(refused(resources(0, 0, i64::MIN)), "r.memory_limit_in_bytes");
+        let swap = LinuxContainerResources { memory_swap_limit_in_bytes: -7, ..Default::default() };
+        assert_eq!(refused(swap), "r.memory_swap_limit_in_bytes");
+        let shares = LinuxContainerResources { cpu_shares: -1, ..Default::default() };
+        assert_eq!(refused(shares), "r.cpu_shares");
+        for fine in [resources(-1, 100_000, -1), resources(1_000, 1_000, 0), resources(0, 0, i64::MAX)] {
+            assert!(limits(&fine, "r").is_ok(), "{fine:?}");
+        }
     }
 }
