@@ -126,6 +126,87 @@ pub(crate) async fn a_program_that_cannot_be_started_says_why(suite: &Suite) -> 
     Ok(())
 }
 
+/// As many as a node with many pods sends at once; fewer where the VM runs in an emulated one.
+pub(crate) async fn a_storm_of_probes_is_answered(suite: &Suite) -> Result<()> {
+    let probes = if suite.backend() == "libkrun" { 10 } else { 50 };
+    let mut client = suite.client()?;
+    let config = suite.pod("storm")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..probes {
+        let (mut client, container) = (client.clone(), container.clone());
+        let script = format!("echo {number}; exit {number}");
+        running.spawn(async move { (number, client.exec(&container, &["sh", "-c", &script], 60).await) });
+    }
+    while let Some(probe) = running.join_next().await {
+        let (number, answer) = probe?;
+        let answer = answer.with_context(|| format!("probe {number} of {probes}"))?;
+        ensure!(answer.stdout == format!("{number}\n").as_bytes(), "probe {number}: {answer:?}");
+        ensure!(answer.exit_code == number, "probe {number}: {answer:?}");
+    }
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_profile_of_the_node_filters_system_calls(suite: &Suite) -> Result<()> {
+    use a3s_box_cri::proto::SecurityProfile;
+    use a3s_box_cri::proto::security_profile::ProfileType;
+    let profiles = suite.state().join("profiles");
+    std::fs::create_dir_all(&profiles)?;
+    let write = |name: &str, content: &str| {
+        let path = profiles.join(name);
+        std::fs::write(&path, content).map(|()| path.to_string_lossy().into_owned())
+    };
+    let rules = r#"{"names":["chmod","fchmod","fchmodat","fchmodat2"],"action":"SCMP_ACT_ERRNO","errnoRet":28},
+        {"names":["kill"],"action":"SCMP_ACT_ERRNO","errnoRet":16,"args":[{"index":1,"value":10,"op":"SCMP_CMP_EQ"}]},
+        {"names":["sethostname"],"action":"SCMP_ACT_KILL_PROCESS"},
+        {"names":["no_call_of_any_kernel"],"action":"SCMP_ACT_TRAP"}"#;
+    let good = write("good.json", &format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rules}]}}"#))?;
+    let broken = write("broken.json", r#"{"defaultAction":"SCMP_ACT_ALLOW","#)?;
+    let confined = |name: &str, script: &str, localhost_ref: &str| ContainerConfig {
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                seccomp: Some(SecurityProfile {
+                    profile_type: ProfileType::Localhost.into(),
+                    localhost_ref: localhost_ref.to_owned(),
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..suite.script(name, script)
+    };
+    let mut client = suite.client()?;
+    let config = suite.pod("seccomp")?;
+    let pod = client.run_pod(&config).await?;
+    for (path, word) in [
+        (broken.as_str(), "broken.json"),
+        ("/no/such/profile.json", "/no/such/profile.json"),
+        ("relative.json", "absolute"),
+        ("/etc", "regular file"),
+    ] {
+        let error = client.create(&pod, confined("bad", "true", path), &config).await.err().context(word)?;
+        ensure!(error.code() == Code::InvalidArgument, "{path}: {error}");
+        let message = error.message();
+        ensure!(
+            message.contains("security_context.seccomp.localhost_ref") && message.contains(word),
+            "{error}"
+        );
+    }
+    let main = launch(&mut client, &pod, confined("main", "sleep 3600", &good), &config).await?;
+    std::fs::remove_file(&good).context("the profile is read once")?;
+    let script = "chmod 600 /tmp; kill -USR1 $$; echo alive; hostname x; echo $?";
+    let answer = client.exec(&main, &["sh", "-c", script], 30).await?;
+    let errors = String::from_utf8_lossy(&answer.stderr).into_owned();
+    ensure!(errors.contains("No space left on device"), "chmod: {answer:?}");
+    ensure!(errors.contains("busy"), "kill: {answer:?}");
+    // 128 and SIGSYS.
+    ensure!(answer.stdout == b"alive\n159\n", "{answer:?}");
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
 pub(crate) async fn bad_paths_fail_with_their_reason(suite: &Suite) -> Result<()> {
     use a3s_box_cri::proto::{Device, Mount};
     let mut client = suite.client()?;
