@@ -222,13 +222,13 @@ pub(crate) enum ImageCommand {
     Save(SaveArgs),
     /// Take an image for `run` from an OCI or docker archive
     Load(LoadArgs),
-    /// Upload an image of `run` to a registry; its digests differ from those it was pulled by
+    /// Upload an image to a registry; digests of one of `run` differ from those it was pulled by
     Push(PushArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PushArgs {
-    /// Its name or id
+    /// Its name or id; oci:DIR[:NAME] and oci-archive:FILE[:NAME] are uploaded as they are
     pub(crate) image: String,
     /// NAME[:TAG] in a registry, instead of the name that the image has
     pub(crate) destination: Option<String>,
@@ -265,8 +265,12 @@ pub(crate) struct BuildArgs {
     /// Write oci:DIR, which must not exist, instead of keeping the image for `run`
     #[arg(long, value_name = "oci:DIR")]
     pub(crate) output: Option<String>,
-    /// The directory that COPY takes from
+    /// The directory that COPY and ADD take from
     pub(crate) context: PathBuf,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+    #[command(flatten)]
+    pub(crate) login: LoginArgs,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -10,10 +10,10 @@ use a3s_box_host::Config;
 use a3s_box_image::BuildRequest;
 use a3s_box_image::reference::{Reference, Version};
 
-use crate::cli::{BuildArgs, ImageCommand, LoadArgs, PushArgs, SaveArgs};
+use crate::cli::{BuildArgs, ImageCommand, LoadArgs, Pull, PushArgs, SaveArgs};
 use crate::credentials::Login;
 use crate::progress::{self, Show};
-use crate::standalone::Standalone;
+use crate::standalone::{Standalone, absolute, is_local};
 use crate::tell;
 use crate::tell::note;
 
@@ -76,11 +76,15 @@ async fn push(config: Config, args: PushArgs) -> anyhow::Result<u8> {
     let destination = args.destination.as_ref().unwrap_or(&args.image);
     let auth = login.for_image(destination).await?;
     let store = Standalone::open(&config, &args.registry.plain_http).await?;
-    let digest = store.images.push(&args.image, destination, auth).await?;
-    note!(
-        "pushed {} to {destination}: its layers are packed anew, so digests differ from before",
-        args.image
-    );
+    let digest = store.images.push(&absolute(&args.image), destination, auth).await?;
+    if is_local(&args.image) {
+        note!("pushed {} to {destination} as it is", args.image);
+    } else {
+        note!(
+            "pushed {} to {destination}: its layers are packed anew, so digests differ from before",
+            args.image
+        );
+    }
     tell::out(format_args!("{digest}\n"));
     Ok(0)
 }
@@ -125,9 +129,15 @@ async fn build(config: Config, args: BuildArgs) -> anyhow::Result<u8> {
         bail!("the image needs a name to be kept by: give -t NAME, or --output oci:DIR");
     }
     let output = args.output.as_deref().map(directory).transpose()?;
+    let file = args.file.unwrap_or_else(|| args.context.join("Dockerfile"));
+    let base = match a3s_box_image::registry_base(&file)? {
+        Some(name) => Some(base(&config, &name, &args.registry.plain_http, &Login::new(&args.login)?).await?),
+        None => None,
+    };
     let request = BuildRequest {
-        file: args.file.unwrap_or_else(|| args.context.join("Dockerfile")),
+        file,
         context: args.context,
+        base: base.as_ref().map(|archive| archive.path().to_owned()),
         names: names.clone(),
         epoch: epoch()?,
     };
@@ -157,6 +167,28 @@ async fn build(config: Config, args: BuildArgs) -> anyhow::Result<u8> {
     }
     store.images.settle().await;
     Ok(0)
+}
+
+/// The base of a build as an archive: from the store of `run`, into which it is pulled if it is not there.
+async fn base(
+    config: &Config,
+    name: &str,
+    plain_http: &[String],
+    login: &Login,
+) -> anyhow::Result<tempfile::NamedTempFile> {
+    let store = Standalone::open(config, plain_http).await?;
+    let image =
+        store.image(name, Pull::Missing, Show::Quiet, login).await.with_context(|| format!("FROM {name}"))?;
+    let images = store.images.clone();
+    let save = move || -> anyhow::Result<_> {
+        let mut file = tempfile::NamedTempFile::new().context("could not make a temporary file")?;
+        images.save(&image.id, io::BufWriter::new(file.as_file_mut()))?;
+        Ok(file)
+    };
+    let file = tokio::task::spawn_blocking(save).await.context("saving the base")??;
+    // The store is opened again for what is built.
+    store.images.settle().await;
+    Ok(file)
 }
 
 fn normal(tag: &str) -> anyhow::Result<String> {

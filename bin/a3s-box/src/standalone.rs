@@ -119,12 +119,12 @@ fn open_records(path: PathBuf) -> anyhow::Result<RedbStore> {
 
 const LOCAL: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
 
-fn is_local(name: &str) -> bool {
+pub(crate) fn is_local(name: &str) -> bool {
     LOCAL.iter().any(|scheme| name.starts_with(scheme))
 }
 
 /// `oci:./dir` means the directory that the user sees; the store knows absolute paths.
-fn absolute(name: &str) -> String {
+pub(crate) fn absolute(name: &str) -> String {
     for scheme in LOCAL {
         if let Some(path) = name.strip_prefix(scheme)
             && !path.is_empty()

@@ -19,7 +19,7 @@ use thiserror::Error;
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::hosts::HostsError;
-use crate::local::blob_name;
+use crate::local::{LocalError, blob_name};
 use crate::manifest::Descriptor;
 use crate::record::ImageRecord;
 use crate::reference::{Reference, Version};
@@ -65,6 +65,9 @@ pub enum ExportError {
         /// What was given.
         destination: String,
     },
+    /// The layout that is pushed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
     /// The registry's configuration.
     #[error(transparent)]
     Hosts(#[from] HostsError),

@@ -55,7 +55,7 @@ mod store;
 #[cfg(feature = "store")]
 pub use self::{
     auth::RegistryAuth,
-    build::{BuildError, BuildRequest, build},
+    build::{BuildError, BuildRequest, build, registry_base},
     config::{ImageStoreConfig, Limits, Retries, Timeouts},
     error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage},
     export::ExportError,

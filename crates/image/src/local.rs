@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, io_kind};
-use crate::manifest::{Descriptor, Document, ManifestError, parse};
+use crate::manifest::{Descriptor, Document, Manifest, ManifestError, parse};
 use crate::reference::{LocalKind, LocalReference, Reference, Version};
 use crate::tar::{EntryKind, TarError, TarReader};
 
@@ -232,6 +232,25 @@ impl LocalFiles {
                 count: named.len() + usize::from(last.is_some()),
                 names: names.join(", "),
             }),
+        }
+    }
+
+    /// The manifest of the image that a layout has for this machine under a name, with its bytes.
+    pub(crate) fn layout_image(
+        &self,
+        wanted: Option<&str>,
+        limit: u64,
+    ) -> Result<(Manifest, Vec<u8>), LocalError> {
+        let wrong = |source| LocalError::Manifest { path: self.path.clone(), source };
+        let (entry, _) = self.layout_entry(wanted, limit)?;
+        let mut bytes = self.read_blob(&entry.digest, limit)?;
+        if let Document::Index(index) = parse(&bytes).map_err(wrong)? {
+            let entry = index.choose(&crate::manifest::Platform::host()).map_err(wrong)?;
+            bytes = self.read_blob(&entry.digest, limit)?;
+        }
+        match parse(&bytes).map_err(wrong)? {
+            Document::Manifest(manifest) => Ok((manifest, bytes)),
+            Document::Index(_) => Err(wrong(ManifestError::NotAnImage { problem: "an index of indexes" })),
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod dockerfile;
 mod layer;
+mod sources;
+mod tree;
 
 use std::fs::{self, File};
 use std::io;
@@ -11,11 +13,13 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use self::dockerfile::{Instruction, instructions, words};
-use self::layer::{Copy, Ignored, inside};
+use self::layer::Copy;
+use self::sources::{Ignored, inside};
+use self::tree::Tree;
 use crate::digest::Digest;
 use crate::local::{LocalError, LocalFiles, blob_name};
-use crate::manifest::{Document, Platform, parse};
-use crate::reference::{LocalKind, Reference};
+use crate::manifest::Platform;
+use crate::reference::{LocalKind, LocalReference, Reference};
 
 /// A Dockerfile or a document of a base is not larger.
 const LARGEST_DOCUMENT: u64 = 4 << 20;
@@ -62,8 +66,10 @@ pub enum BuildError {
 pub struct BuildRequest {
     /// The Dockerfile.
     pub file: PathBuf,
-    /// The directory that `COPY` takes from.
+    /// The directory that `COPY` and `ADD` take from.
     pub context: PathBuf,
+    /// An OCI archive of the base, if `FROM` names an image of a registry: see [`registry_base`].
+    pub base: Option<PathBuf>,
     /// What the image is called in the layout.
     pub names: Vec<String>,
     /// The time of all files, in seconds since 1970.
@@ -76,6 +82,30 @@ struct Build<'a> {
     ignored: Ignored,
     config: Value,
     layers: Vec<Value>,
+    /// What the first of the layers, as many as were looked at, have.
+    tree: Tree,
+    seen: usize,
+    /// Whether the file itself has a CMD.
+    commanded: bool,
+}
+
+/// The name that a Dockerfile's `FROM` has, if it is an image of a registry. Blocks on the disk.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn registry_base(file: &Path) -> Result<Option<String>, BuildError> {
+    let text = fs::read_to_string(file).map_err(io_error("read", file))?;
+    let from = instructions(&text).into_iter().find(|instruction| instruction.keyword == "FROM");
+    let name = from.map(|from| image(&from.rest).to_owned()).filter(|name| name != "scratch");
+    Ok(name.filter(|name| matches!(name.parse(), Ok(Reference::Registry(_)))))
+}
+
+/// What `FROM` names; that the stage has a name of its own does not matter, as there is one only.
+fn image(rest: &str) -> &str {
+    match rest.split_whitespace().collect::<Vec<_>>()[..] {
+        [image, word, _] if word.eq_ignore_ascii_case("AS") => image,
+        _ => rest,
+    }
 }
 
 /// Builds an OCI layout in `output`, an empty directory. Blocks on the disk.
@@ -86,22 +116,40 @@ struct Build<'a> {
 /// An instruction that is wrong or not supported, with its line; a base or file that cannot be read; a full disk.
 pub fn build(request: &BuildRequest, output: &Path) -> Result<Digest, BuildError> {
     let text = fs::read_to_string(&request.file).map_err(io_error("read", &request.file))?;
-    let ignore = request.context.join(".dockerignore");
-    let ignored = match fs::read_to_string(&ignore) {
-        Ok(text) => Ignored::parse(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ignored::default(),
-        Err(error) => return Err(io_error("read", &ignore)(error)),
-    };
+    let ignored = ignored(request)?;
     let blobs = output.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(io_error("make", &blobs))?;
-    let mut build = Build { request, output, ignored, config: Value::Null, layers: Vec::new() };
+    let mut build = Build {
+        request,
+        output,
+        ignored,
+        config: Value::Null,
+        layers: Vec::new(),
+        tree: Tree::default(),
+        seen: 0,
+        commanded: false,
+    };
     for instruction in instructions(&text) {
         build.instruction(&instruction)?;
     }
     if build.config.is_null() {
-        return Err(build.wrong(1, "there is no FROM: begin with FROM scratch or FROM oci:DIR"));
+        return Err(build.wrong(1, "there is no FROM: begin with FROM scratch or FROM IMAGE"));
     }
     build.finish()
+}
+
+/// What is left out of the context: a file beside the Dockerfile goes before the context's.
+fn ignored(request: &BuildRequest) -> Result<Ignored, BuildError> {
+    let mut special = request.file.clone().into_os_string();
+    special.push(".dockerignore");
+    for path in [PathBuf::from(special), request.context.join(".dockerignore")] {
+        match fs::read_to_string(&path) {
+            Ok(text) => return Ok(Ignored::parse(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("read", &path)(error)),
+        }
+    }
+    Ok(Ignored::default())
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuildError {
@@ -123,7 +171,7 @@ impl Build<'_> {
             return Err(self.wrong(*line, format!("{keyword} before FROM: begin with FROM")));
         }
         let applied = match keyword.as_str() {
-            "COPY" => return self.copy(*line, rest),
+            "COPY" | "ADD" => return self.copy(*line, keyword == "ADD", rest),
             "ENV" => self.pairs(rest).map(|pairs| self.env(pairs)),
             "LABEL" => self.pairs(rest).map(|pairs| {
                 for (name, value) in pairs {
@@ -143,17 +191,23 @@ impl Build<'_> {
                     self.config["config"]["ExposedPorts"][port] = json!({});
                 }
             }),
-            "ENTRYPOINT" => command(rest).map(|command| self.config["config"]["Entrypoint"] = command),
-            "CMD" => command(rest).map(|command| self.config["config"]["Cmd"] = command),
+            "ENTRYPOINT" => command(rest).map(|command| {
+                self.config["config"]["Entrypoint"] = command;
+                // The base's arguments were for the base's program.
+                if let Some(config) = self.config["config"].as_object_mut().filter(|_| !self.commanded) {
+                    config.remove("Cmd");
+                }
+            }),
+            "CMD" => command(rest).map(|command| {
+                self.config["config"]["Cmd"] = command;
+                self.commanded = true;
+            }),
             "RUN" => {
                 Err("RUN is not supported, a build runs nothing: make the files outside and COPY them".into())
             }
-            "ADD" => {
-                Err("ADD is not supported: use COPY, with archives and downloads unpacked before".into())
-            }
             _ => Err(format!(
-                "{keyword} is not supported: only FROM, COPY, ENV, LABEL, WORKDIR, USER, EXPOSE, STOPSIGNAL, \
-                 ENTRYPOINT and CMD are; build the image elsewhere or leave it out"
+                "{keyword} is not supported: only FROM, COPY, ADD, ENV, LABEL, WORKDIR, USER, EXPOSE, \
+                 STOPSIGNAL, ENTRYPOINT and CMD are; build the image elsewhere or leave it out"
             )),
         };
         applied.map_err(|problem| self.wrong(*line, problem))
@@ -166,6 +220,7 @@ impl Build<'_> {
                 "a second FROM: builds of several stages are not supported, build them one by one",
             ));
         }
+        let rest = image(rest);
         if rest == "scratch" {
             let host = Platform::host();
             self.config = json!({
@@ -174,28 +229,24 @@ impl Build<'_> {
             });
             return Ok(());
         }
-        let reference = match rest.parse::<Reference>() {
-            Ok(Reference::Local(reference)) if reference.kind != LocalKind::DockerArchive => reference,
+        let reference = match (rest.parse::<Reference>(), &self.request.base) {
+            (Ok(Reference::Local(reference)), _) if reference.kind != LocalKind::DockerArchive => reference,
+            (Ok(Reference::Registry(_)), Some(archive)) => {
+                LocalReference { kind: LocalKind::OciArchive, path: archive.clone(), name: None }
+            }
             _ => {
                 let problem = format!(
-                    "FROM {rest} is neither scratch nor oci:DIR[:NAME] nor oci-archive:FILE[:NAME]: copy the base \
-                     into an OCI layout first, for instance with skopeo"
+                    "FROM {rest} is neither scratch, NAME[:TAG] of an image, oci:DIR[:NAME] nor \
+                     oci-archive:FILE[:NAME]: load another archive first and take it by its name"
                 );
                 return Err(self.wrong(line, problem));
             }
         };
         let base = |source| BuildError::Base { file: self.request.file.clone(), line, source };
         let files = LocalFiles::open(&reference).map_err(base)?;
-        let (mut entry, _) = files.layout_entry(reference.name.as_deref(), LARGEST_DOCUMENT).map_err(base)?;
         let wrong = |source| base(LocalError::Manifest { path: reference.path.clone(), source });
-        let mut bytes = files.read_blob(&entry.digest, LARGEST_DOCUMENT).map_err(base)?;
-        if let Document::Index(index) = parse(&bytes).map_err(wrong)? {
-            entry = index.choose(&Platform::host()).map_err(wrong)?;
-            bytes = files.read_blob(&entry.digest, LARGEST_DOCUMENT).map_err(base)?;
-        }
-        let Document::Manifest(manifest) = parse(&bytes).map_err(wrong)? else {
-            return Err(self.wrong(line, "the base is an index of indexes: name the image in it"));
-        };
+        let (manifest, bytes) =
+            files.layout_image(reference.name.as_deref(), LARGEST_DOCUMENT).map_err(base)?;
         let config = files.read_blob(&manifest.config.digest, LARGEST_DOCUMENT).map_err(base)?;
         crate::manifest::parse_config(&config, manifest.layers.len(), &Platform::host()).map_err(wrong)?;
         for layer in &manifest.layers {
@@ -226,11 +277,25 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn copy(&mut self, line: usize, rest: &str) -> Result<(), BuildError> {
-        let copy = self.parse_copy(rest).map_err(|problem| self.wrong(line, problem))?;
+    /// Looks at the layers that are new.
+    fn look(&mut self) -> Result<(), String> {
+        for layer in &self.layers[self.seen..] {
+            let digest = layer["digest"].as_str().unwrap_or_default();
+            let read = |e: &dyn std::fmt::Display| format!("could not read layer {digest} of the image: {e}");
+            let digest: Digest = digest.parse().map_err(|e| read(&e))?;
+            let blob = File::open(self.output.join(blob_name(&digest))).map_err(|e| read(&e))?;
+            self.tree.apply(blob).map_err(|e| read(&e))?;
+            self.seen += 1;
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, line: usize, add: bool, rest: &str) -> Result<(), BuildError> {
+        let copy = self.parse_copy(add, rest).map_err(|problem| self.wrong(line, problem))?;
+        self.look().map_err(|problem| self.wrong(line, problem))?;
         let path = self.output.join("blobs/layer");
         let file = File::create(&path).map_err(io_error("write", &path))?;
-        let written = layer::write(&self.request.context, &self.ignored, &copy, file)
+        let written = layer::write(&self.request.context, &self.ignored, &self.tree, &copy, file)
             .map_err(|problem| self.wrong(line, problem))?;
         let blob = self.output.join(blob_name(&written.digest));
         fs::rename(&path, &blob).map_err(io_error("write", &blob))?;
@@ -244,17 +309,18 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn parse_copy(&self, rest: &str) -> Result<Copy, String> {
+    fn parse_copy(&self, add: bool, rest: &str) -> Result<Copy, String> {
+        let keyword = if add { "ADD" } else { "COPY" };
         let mut words = if rest.starts_with('[') { exec(rest)? } else { self.words(rest)? };
-        let (mut owner, mut mode) = ((0, 0), None);
+        let (mut owner, mut mode) = (None, None);
         while words.first().is_some_and(|word| word.starts_with("--")) {
             let flag = words.remove(0);
             if let Some(text) = flag.strip_prefix("--chown=") {
                 let (user, group) = text.split_once(':').unwrap_or((text, text));
                 let id = |text: &str| text.parse::<u32>().map(u64::from);
-                owner = id(user).and_then(|user| Ok((user, id(group)?))).map_err(|_| {
+                owner = Some(id(user).and_then(|user| Ok((user, id(group)?))).map_err(|_| {
                     format!("{flag} is not of numbers, and a build knows no names: write --chown=UID:GID")
-                })?;
+                })?);
             } else if let Some(text) = flag.strip_prefix("--chmod=") {
                 let bits = u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o7777);
                 mode = Some(bits.ok_or_else(|| format!("{flag} is not octal, such as --chmod=755"))?);
@@ -262,22 +328,28 @@ impl Build<'_> {
                 return Err(format!("{flag} is not supported: only --chown and --chmod are"));
             }
         }
-        let target = words.pop().filter(|_| !words.is_empty()).ok_or("COPY needs SOURCE... TARGET")?;
-        if let Some(glob) = words.iter().find(|word| word.contains(['*', '?', '['])) {
-            return Err(format!("{glob} is a pattern, which is not supported: name files or a directory"));
+        let target =
+            words.pop().filter(|_| !words.is_empty()).ok_or(format!("{keyword} needs SOURCE... TARGET"))?;
+        if let Some(text) = words.iter().find(|word| word.starts_with("<<")) {
+            return Err(format!(
+                "{text} begins a text in the Dockerfile, which is not supported: make it a file"
+            ));
+        }
+        let remote = |word: &&String| word.contains("://") || word.starts_with("git@");
+        if let Some(url) = words.iter().find(remote) {
+            return Err(format!(
+                "{url} is not fetched, a build is of local files: download it first and COPY it"
+            ));
         }
         let slash = target.ends_with('/') || target.ends_with("/.") || target == ".";
-        if words.len() > 1 && !slash {
-            return Err(format!("{target} must end in a slash, as several sources go into it"));
-        }
         let (target, mtime) = (self.absolute(&target)?, self.request.epoch);
-        Ok(Copy { sources: words, target, into_directory: slash, owner, mode, mtime })
+        Ok(Copy { add, sources: words, target, into_directory: slash, owner, mode, mtime })
     }
 
     /// Below the root, from the working directory on.
     fn absolute(&self, path: &str) -> Result<PathBuf, String> {
         let directory = self.config["config"]["WorkingDir"].as_str().unwrap_or_default();
-        if path.starts_with('/') { inside(path) } else { inside(&format!("{directory}/{path}")) }
+        if path.starts_with('/') { inside(path) } else { inside(format!("{directory}/{path}")) }
     }
 
     fn current_env(&self) -> Vec<String> {

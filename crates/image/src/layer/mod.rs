@@ -18,6 +18,8 @@ pub(crate) use convert::Converted;
 #[cfg(any(test, not(feature = "store")))]
 pub(crate) use convert::{ConvertError, convert};
 pub(crate) use lower::{Found, LayerStack, Lower, LowerError};
+#[cfg(feature = "store")]
+pub(crate) use stream::Decompressed;
 
 #[cfg(test)]
 mod tests;

@@ -74,18 +74,18 @@ impl<R: Read> Read for Measured<R> {
 }
 
 /// A blob whose first bytes were looked at.
-type Peeked<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
+pub(crate) type Peeked<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
 
 /// A blob being decompressed. What it is compressed with is seen in its first bytes, because
 /// media types are known to lie.
-pub(super) enum Decompressed<R: Read> {
+pub(crate) enum Decompressed<R: Read> {
     Gzip(Box<MultiGzDecoder<Peeked<R>>>),
     Zstd(Box<zstd::Decoder<'static, Peeked<R>>>),
     Plain(Peeked<R>),
 }
 
 impl<R: Read> Decompressed<R> {
-    pub(super) fn new(mut blob: R) -> io::Result<Self> {
+    pub(crate) fn new(mut blob: R) -> io::Result<Self> {
         let mut head = Vec::with_capacity(4);
         blob.by_ref().take(4).read_to_end(&mut head)?;
         let (gzip, zstd) =

@@ -143,7 +143,8 @@ impl Endpoint {
         refresh: Option<String>,
     ) -> TokenRequest {
         let host = realm.origin().ascii_serialization();
-        let scope = scope.unwrap_or_else(|| self.scope.clone());
+        // The challenge to a push's first look, which only reads, asks for less than the push needs.
+        let scope = scope.filter(|_| !self.scope.ends_with(",push")).unwrap_or_else(|| self.scope.clone());
         let mut fields = vec![("scope", scope)];
         fields.extend(service.map(|service| ("service", service)));
         if let Some(refresh) = refresh {

@@ -22,6 +22,7 @@ use crate::reference::{RegistryReference, Version};
 pub(crate) use self::blob::BlobSink;
 use self::endpoint::{Answer, Endpoint, Want};
 pub use self::error::RegistryError;
+pub(crate) use self::push::Destination;
 
 /// A repository on its hosts.
 pub(crate) struct Repository {
