@@ -212,6 +212,9 @@ pub(crate) struct VerifyArgs {
     pub(crate) daemon: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+    /// Credentials as `docker login` keeps them [default: $DOCKER_CONFIG/config.json or ~/.docker/config.json]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authfile: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Subcommand)]

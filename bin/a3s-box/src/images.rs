@@ -1,5 +1,6 @@
 //! `pull`, `images` and `rmi` on the store of `run`.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use indicatif::{HumanBytes, HumanDuration};
@@ -7,7 +8,7 @@ use indicatif::{HumanBytes, HumanDuration};
 use a3s_box_host::Config;
 use a3s_box_image::{ImageRecord, Verified};
 
-use crate::cli::{ImagesArgs, ImagesCommand, PullArgs, RmiArgs, VerifyArgs};
+use crate::cli::{ImagesArgs, ImagesCommand, LoginArgs, PullArgs, RmiArgs, VerifyArgs};
 use crate::credentials::Login;
 use crate::progress::Show;
 use crate::standalone::Standalone;
@@ -76,7 +77,18 @@ async fn verify(config: Config, args: VerifyArgs) -> anyhow::Result<u8> {
     let mut verified = store.images.verify().await?;
     tell::out(findings(&verified, &store.images.list()));
     if args.repair && !verified.damaged.is_empty() {
-        for (record, error) in store.images.repair(&verified).await? {
+        // One password is not for all registries: what docker keeps is by registry.
+        let login = Login::new(&LoginArgs { authfile: args.authfile, ..LoginArgs::default() })?;
+        let mut credentials = HashMap::new();
+        for name in store.images.needing_repair(&verified).iter().flat_map(|record| &record.repo_digests) {
+            // One registry without credentials does not keep the others from being asked.
+            match login.for_image(name).await {
+                Ok(Some(auth)) => drop(credentials.insert(name.clone(), auth)),
+                Ok(None) => {}
+                Err(error) => note!("no credentials for {name}: {error:#}"),
+            }
+        }
+        for (record, error) in store.images.repair(&verified, &credentials).await? {
             note!("could not repair the image {}: {error}", record.display_name());
         }
         verified = store.images.verify().await?;

@@ -4,7 +4,7 @@
 //! while its pages are still in memory, and kept in a table of its own. A file that nobody measured yet cannot be
 //! told good from bad.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +17,7 @@ use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use super::{Files, ImageStore, Inner, StoreError, blocking, files, locked};
+use crate::auth::RegistryAuth;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::ImageError;
 use crate::record::ImageRecord;
@@ -118,16 +119,26 @@ impl ImageStore {
         blocking(move || inner.verify()).await.and_then(|done| done).map_err(ImageError::Store)
     }
 
+    /// The images that something damaged belongs to: those that [`repair`](Self::repair) pulls again.
+    pub fn needing_repair(&self, verified: &Verified) -> Vec<ImageRecord> {
+        let ids: BTreeSet<&String> = verified.damaged.iter().flat_map(|damage| &damage.images).collect();
+        self.list().into_iter().filter(|record| ids.contains(&record.id)).collect()
+    }
+
     /// Removes what is damaged and pulls the images that need it by the names that cannot move. Answers with
-    /// those that are not good now.
-    pub async fn repair(&self, verified: &Verified) -> Result<Vec<(ImageRecord, RepairError)>, ImageError> {
+    /// those that are not good now. `credentials` are asked for by these names.
+    pub async fn repair(
+        &self,
+        verified: &Verified,
+        credentials: &HashMap<String, RegistryAuth>,
+    ) -> Result<Vec<(ImageRecord, RepairError)>, ImageError> {
+        let needed = self.needing_repair(verified);
         let (inner, damaged) = (Arc::clone(&self.inner), verified.damaged.clone());
         let discard = move || inner.discard(damaged.iter().map(|damage| damage.file.as_str()));
         blocking(discard).await.and_then(|done| done).map_err(ImageError::Store)?;
-        let ids: BTreeSet<&String> = verified.damaged.iter().flat_map(|damage| &damage.images).collect();
         let mut failed = Vec::new();
-        for record in self.list().into_iter().filter(|record| ids.contains(&record.id)) {
-            if let Err(error) = self.pull_again(&record).await {
+        for record in needed {
+            if let Err(error) = self.pull_again(&record, credentials).await {
                 failed.push((record, error));
             }
         }
@@ -135,10 +146,14 @@ impl ImageStore {
         Ok(failed)
     }
 
-    async fn pull_again(&self, record: &ImageRecord) -> Result<(), RepairError> {
+    async fn pull_again(
+        &self,
+        record: &ImageRecord,
+        credentials: &HashMap<String, RegistryAuth>,
+    ) -> Result<(), RepairError> {
         let mut outcome = Err(RepairError::NoName);
         for name in record.repo_digests.iter().chain(&record.other_names) {
-            outcome = match self.pull(name, None, None).await {
+            outcome = match self.pull(name, credentials.get(name).cloned(), None).await {
                 Ok(pulled) if pulled.id == record.id => return Ok(()),
                 Ok(other) => Err(RepairError::OtherImage { name: name.clone(), found: other.id }),
                 Err(error) => Err(error.into()),

@@ -1,9 +1,10 @@
 //! What happens to files of the store, and what the store makes of it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::common::{Fixture, Image, Layer, Registry, config, noise, tar};
-use a3s_box_image::{ErrorKind, ImageRecord, ImageStore, Problem, RepairError};
+use crate::common::{Behaviour, Fixture, Image, Layer, Registry, config, noise, tar};
+use a3s_box_image::{ErrorKind, ImageRecord, ImageStore, Problem, RegistryAuth, RepairError};
 
 pub(crate) fn two_layers() -> Image {
     Image::new(&[
@@ -103,7 +104,7 @@ async fn verification_finds_a_changed_byte_in_every_file_and_repair_brings_it_ba
         assert!(matches!(verified.damaged[0].problem, Problem::Content { .. }));
         assert!(verified.damaged[0].images.contains(&record.id));
 
-        assert!(fixture.store.repair(&verified).await.unwrap().is_empty());
+        assert!(fixture.store.repair(&verified, &HashMap::new()).await.unwrap().is_empty());
         assert!(std::fs::read(file).unwrap() == good);
         let verified = fixture.store.verify().await.unwrap();
         assert_eq!((verified.good, verified.unmeasured.len(), verified.damaged.len()), (4, 0, 0));
@@ -118,7 +119,7 @@ async fn verification_finds_a_changed_byte_in_every_file_and_repair_brings_it_ba
     };
     assert_eq!(problem(&files[0]), format!("it has 5 bytes instead of {}", record.layers[0].size));
     assert_eq!(problem(&files[1]), "it is missing");
-    assert!(fixture.store.repair(&verified).await.unwrap().is_empty());
+    assert!(fixture.store.repair(&verified, &HashMap::new()).await.unwrap().is_empty());
     assert_eq!(fixture.store.verify().await.unwrap().good, 4);
 }
 
@@ -130,10 +131,42 @@ async fn repair_says_of_which_image_the_source_is_gone() {
     drop(registry);
     overwrite(&layer_file(&fixture, &record, 0), b"");
     let verified = fixture.store.verify().await.unwrap();
-    let failed = fixture.store.repair(&verified).await.unwrap();
+    let failed = fixture.store.repair(&verified, &HashMap::new()).await.unwrap();
     let [(image, RepairError::Pull(error))] = failed.as_slice() else { panic!("{failed:?}") };
     assert_eq!((&image.id, error.kind()), (&record.id, ErrorKind::Unavailable));
     assert!(!layer_file(&fixture, &record, 0).exists(), "bad bytes are never served");
+}
+
+#[tokio::test]
+async fn repair_logs_in_where_the_pull_had_to() {
+    // "user:secret"
+    let registry = Registry::start(|seen| {
+        match seen.headers.get("authorization").and_then(|value| value.to_str().ok()) {
+            Some("Basic dXNlcjpzZWNyZXQ=") => Behaviour::Serve,
+            _ => {
+                let asks = ("www-authenticate", r#"Basic realm="x""#.to_owned());
+                Behaviour::Answer(401, vec![asks], Vec::new())
+            }
+        }
+    })
+    .await;
+    let fixture = Fixture::new();
+    let auth = RegistryAuth { username: "user".into(), password: "secret".into(), ..RegistryAuth::default() };
+    let name = registry.put("x", "1", &two_layers());
+    let record = fixture.store.pull(&name, Some(auth.clone()), None).await.unwrap();
+    fixture.store.settle().await;
+    overwrite(&layer_file(&fixture, &record, 0), b"");
+    let verified = fixture.store.verify().await.unwrap();
+    let failed = fixture.store.repair(&verified, &HashMap::new()).await.unwrap();
+    let [(_, RepairError::Pull(error))] = failed.as_slice() else { panic!("{failed:?}") };
+    assert_eq!(error.kind(), ErrorKind::Unauthorized);
+    // The image is still known, and what it lacks is damage.
+    let verified = fixture.store.verify().await.unwrap();
+    let names: Vec<_> =
+        fixture.store.needing_repair(&verified).into_iter().flat_map(|r| r.repo_digests).collect();
+    let credentials = names.into_iter().map(|name| (name, auth.clone())).collect();
+    assert!(fixture.store.repair(&verified, &credentials).await.unwrap().is_empty());
+    assert_eq!(fixture.store.verify().await.unwrap().good, 4);
 }
 
 #[tokio::test]
