@@ -13,7 +13,10 @@
 //! kept for later pulls within a budget; everything else that none names is garbage, collected on open. Compressed layers are not kept: what boxes need is the EROFS
 //! file, and it can be checked and made again only from the registry anyway.
 
+mod disk;
 mod files;
+#[cfg(test)]
+mod power_cut;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,6 +37,7 @@ use crate::pull::{PullFigures, Traffic};
 use crate::record::ImageRecord;
 use crate::reference::Reference;
 
+use self::disk::{Disk, RealDisk};
 pub(crate) use self::files::Files;
 use self::verify::Measured;
 pub use self::verify::{Damage, Problem, RepairError, Verified};
@@ -133,9 +137,17 @@ impl ImageStore {
     /// Opens the store under `config.root`, makes its directories, and collects what a crash
     /// left behind. Blocks on the disk. Fails when another process has it open.
     pub fn open(config: ImageStoreConfig, storage: Arc<dyn Storage>) -> Result<Self, ImageError> {
+        Self::open_on(config, storage, Arc::new(RealDisk))
+    }
+
+    fn open_on(
+        config: ImageStoreConfig,
+        storage: Arc<dyn Storage>,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self, ImageError> {
         let pinned = config.pinned.iter().map(|name| Ok(name.parse::<Reference>()?.to_string()));
         let pinned = pinned.collect::<Result<_, _>>().map_err(ImageError::Reference)?;
-        let files = Files::create(config.root.join("images")).map_err(ImageError::Store)?;
+        let files = Files::create(config.root.join("images"), disk).map_err(ImageError::Store)?;
         let lock = files.lock().map_err(ImageError::Store)?;
         let inner = Inner {
             traffic: Arc::new(Traffic::new(config.max_parallel_downloads)),

@@ -5,11 +5,13 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock, statvfs};
 use tempfile::NamedTempFile;
 
+use super::disk::Disk;
 use super::{StoreError, Usage};
 use crate::digest::{Algorithm, Digest};
 use crate::record::ImageRecord;
@@ -21,6 +23,7 @@ pub(super) const EROFS: &str = "erofs/";
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     root: PathBuf,
+    disk: Arc<dyn Disk>,
 }
 
 pub(super) fn failed<'a>(
@@ -32,8 +35,8 @@ pub(super) fn failed<'a>(
 
 impl Files {
     /// Makes the directories. Only root may enter: files are handed out by bind mounts.
-    pub(super) fn create(root: PathBuf) -> Result<Self, StoreError> {
-        let files = Self { root };
+    pub(super) fn create(root: PathBuf, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+        let files = Self { root, disk };
         for directory in files.directories().into_iter().chain([files.tmp()]) {
             fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
         }
@@ -110,13 +113,11 @@ impl Files {
         let target = self.root.join(key);
         file.as_file()
             .set_permissions(Permissions::from_mode(0o444))
-            .and_then(|()| file.as_file().sync_all())
+            .and_then(|()| self.disk.sync_file(file.as_file()))
             .map_err(failed("write", &target))?;
-        file.persist(&target).map_err(|error| failed("rename a file to", &target)(error.error))?;
+        self.disk.rename(file, &target).map_err(failed("rename a file to", &target))?;
         let directory = target.parent().unwrap_or(&self.root);
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed("sync", directory))?;
+        self.disk.sync_directory(directory).map_err(failed("sync", directory))?;
         Ok(target)
     }
 
