@@ -5,6 +5,7 @@ mod cache;
 mod common;
 mod damage;
 mod exports;
+mod inputs;
 mod misbehaves;
 mod pulls;
 mod tls;
