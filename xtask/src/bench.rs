@@ -18,6 +18,8 @@ pub(crate) struct Options {
 enum What {
     /// Pulls from a loopback registry, beside containerd and skopeo with umoci.
     Images(Measure),
+    /// Starts with one EROFS file per layer, beside one merged file.
+    Layers(Measure),
 }
 
 #[derive(Args)]
@@ -31,12 +33,18 @@ struct Measure {
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let What::Images(measure) = &options.what;
+    let (what, measure) = match &options.what {
+        What::Images(measure) => ("images", measure),
+        What::Layers(measure) => ("layers", measure),
+    };
     packages::ensure(packages::Set::Bench)?;
     if !nix::unistd::geteuid().is_root() {
         bail!("containerd and the daemon mount file systems: run `cargo xtask bench` as root");
     }
-    let layout = dist::build(&dist::Options { profile: measure.profile.clone(), out: None })?;
+    let layout = match options.what {
+        What::Images(_) => Some(dist::build(&dist::Options { profile: measure.profile.clone(), out: None })?),
+        What::Layers(_) => None,
+    };
     process::run(tools::cargo().args([
         "build",
         "--locked",
@@ -49,11 +57,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ui::heading("bench");
     let program = dist::profile_folder(&measure.profile).join("a3s-box-bench");
     // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
-    let error = Command::new(&program)
-        .args(["images", "--rounds", &measure.rounds.to_string(), "--dist"])
-        .arg(layout)
-        .arg("--packages")
-        .arg(paths::cache()?.join("debs"))
-        .exec();
+    let mut command = Command::new(&program);
+    command.args([what, "--rounds", &measure.rounds.to_string(), "--packages"]);
+    command.arg(paths::cache()?.join("debs"));
+    if let Some(layout) = layout {
+        command.arg("--dist").arg(layout);
+    }
+    let error = command.exec();
     Err(error).with_context(|| format!("starting {}", program.display()))
 }

@@ -37,9 +37,7 @@ pub(crate) struct Options {
 
 /// Compares all images; an error if any file differs. Call it before any other thread starts.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace: comparing needs root")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)
-        .context("making the mounts private")?;
+    private_mounts()?;
     let (mut words, mut differing) = (Vec::new(), 0);
     for (name, layers) in debian::IMAGES {
         if *name == "large" && options.without_large {
@@ -63,6 +61,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Gives this program mounts of its own. No other thread may run yet.
+pub(crate) fn private_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace needs root")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)
+        .context("making the mounts private")
+}
+
 /// Returns the number of differences and adds the image's line to `words`.
 fn compare(name: &str, image: Image, words: &mut Vec<String>) -> Result<usize> {
     let started = Instant::now();
@@ -80,7 +85,7 @@ fn compare(name: &str, image: Image, words: &mut Vec<String>) -> Result<usize> {
     for layer in &layers {
         tool(Command::new("fsck.erofs").arg(layer))?;
     }
-    let mut mounts = Mounts { root: scratch.path().join("mounts"), made: Vec::new() };
+    let mut mounts = Mounts::new(&scratch.path().join("mounts"));
     let merged = mounts.overlay(&layers)?;
     let result = tree::compare(&bundle.join("rootfs"), &merged)?;
     for difference in result.differences.iter().take(SHOWN) {
@@ -101,7 +106,7 @@ fn compare(name: &str, image: Image, words: &mut Vec<String>) -> Result<usize> {
 }
 
 /// Writes an OCI layout with the image as `test`.
-fn write_layout(path: &Path, image: Image) -> Result<()> {
+pub(crate) fn write_layout(path: &Path, image: Image) -> Result<()> {
     let blobs = path.join("blobs/sha256");
     fs::create_dir_all(&blobs).with_context(|| format!("creating {}", blobs.display()))?;
     let manifest = json!({
@@ -120,7 +125,7 @@ fn write_layout(path: &Path, image: Image) -> Result<()> {
 }
 
 /// The EROFS files of the layout's image, lowest first.
-fn pull(state: &Path, layout: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn pull(state: &Path, layout: &Path) -> Result<Vec<PathBuf>> {
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     let store = ImageStore::open(ImageStoreConfig::new(state), Arc::new(Forgetful))?;
     let reference = format!("oci:{}:test", layout.display());
@@ -146,12 +151,16 @@ impl Storage for Forgetful {
 }
 
 /// Mounts that go with this value; their loop devices go with them.
-struct Mounts {
+pub(crate) struct Mounts {
     root: PathBuf,
     made: Vec<PathBuf>,
 }
 
 impl Mounts {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), made: Vec::new() }
+    }
+
     fn add(&mut self, name: &str, kind: &str, options: &str, source: &Path) -> Result<PathBuf> {
         let target = self.root.join(name);
         fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
@@ -161,7 +170,7 @@ impl Mounts {
     }
 
     /// The layers, lowest first, as a container would see them.
-    fn overlay(&mut self, layers: &[PathBuf]) -> Result<PathBuf> {
+    pub(crate) fn overlay(&mut self, layers: &[PathBuf]) -> Result<PathBuf> {
         let mut lower = Vec::new();
         for (number, layer) in layers.iter().enumerate() {
             lower.insert(0, self.add(&number.to_string(), "erofs", "loop,ro", layer)?.display().to_string());
@@ -185,7 +194,7 @@ impl Drop for Mounts {
 }
 
 /// Runs a tool that has to be there and to succeed.
-fn tool(command: &mut Command) -> Result<()> {
+pub(crate) fn tool(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("starting {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));

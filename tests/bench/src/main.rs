@@ -7,6 +7,7 @@ mod containerd;
 mod debian;
 mod floor;
 mod images;
+mod layers;
 mod samples;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ struct Arguments {
 enum What {
     /// Pulls from a loopback registry.
     Images(Options),
+    /// Starts with one EROFS file per layer and with a merged one.
+    Layers(layers::Options),
     /// Compares images' merged layers with what umoci unpacks; measures nothing.
     Compare(compare::Options),
 }
@@ -46,25 +49,22 @@ struct Options {
 fn main() -> ExitCode {
     let options = match Arguments::parse().what {
         What::Images(options) => options,
-        What::Compare(options) => {
-            return match compare::run(&options) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("\nthe comparison failed: {error:#}");
-                    ExitCode::FAILURE
-                }
-            };
-        }
+        What::Layers(options) => return ended("benchmark", layers::run(&options)),
+        What::Compare(options) => return ended("comparison", compare::run(&options)),
     };
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the async runtime")
         .and_then(|runtime| runtime.block_on(measure_images(&options)));
+    ended("benchmark", outcome)
+}
+
+fn ended(what: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nthe benchmark failed: {error:#}");
+            eprintln!("\nthe {what} failed: {error:#}");
             ExitCode::FAILURE
         }
     }
