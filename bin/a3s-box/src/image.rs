@@ -218,3 +218,35 @@ fn epoch() -> anyhow::Result<u64> {
         Err(_) => Ok(0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{LoginArgs, RegistryArgs};
+
+    #[tokio::test]
+    async fn an_image_of_the_store_is_a_base_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = || Config::default().with_directories(dir.path().join("root"), dir.path().join("run"));
+        let context = dir.path().join("context");
+        fs::create_dir(&context).unwrap();
+        fs::write(context.join("f"), "x").unwrap();
+        for (name, dockerfile) in
+            [("base:1", "FROM scratch\nENV A=1\nCOPY f /d/\n"), ("app:1", "FROM base:1\nCOPY f /d/second\n")]
+        {
+            fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+            let args = BuildArgs {
+                file: None,
+                tags: vec![name.to_owned()],
+                output: None,
+                context: context.clone(),
+                registry: RegistryArgs { plain_http: Vec::new() },
+                login: LoginArgs::default(),
+            };
+            assert_eq!(build(config(), args).await.unwrap(), 0);
+        }
+        let store = Standalone::open(&config(), &[]).await.unwrap();
+        let app = store.images.find("app:1").unwrap().unwrap();
+        assert_eq!((app.layers.len(), app.config.env), (2, vec!["A=1".to_owned()]));
+    }
+}
