@@ -222,7 +222,7 @@ struct Section<'a> {
     name: String,
 }
 
-fn parse(text: &str, file: &Path, domain: &str) -> Result<Vec<Host>, HostsError> {
+pub(crate) fn parse(text: &str, file: &Path, domain: &str) -> Result<Vec<Host>, HostsError> {
     let table: Table = text
         .parse()
         .map_err(|source| HostsError::Toml { path: file.to_owned(), source: Box::new(source) })?;

@@ -12,7 +12,7 @@
 //! returns. Docs: `docs/images.md`.
 
 // The fuzz targets take the formats alone, so that they build fast.
-#![cfg_attr(not(feature = "store"), allow(dead_code, unused_imports))]
+#![cfg_attr(not(feature = "store"), allow(dead_code, unreachable_pub, unused_imports))]
 
 pub mod digest;
 mod erofs;
@@ -35,11 +35,13 @@ mod config;
 mod error;
 #[cfg(feature = "store")]
 mod export;
-#[cfg(feature = "store")]
+#[cfg(feature = "documents")]
 mod hosts;
+#[cfg(feature = "documents")]
+mod kind;
 #[cfg(feature = "store")]
 mod local;
-#[cfg(feature = "store")]
+#[cfg(feature = "documents")]
 mod manifest;
 #[cfg(feature = "store")]
 mod progress;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::digest::Digest;
-use crate::error::ErrorKind;
+use crate::kind::ErrorKind;
 
 /// What we ask registries for.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
