@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::{dist, packages, paths, process, tools, ui};
+use crate::{dist, initramfs, packages, paths, ui};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -20,6 +20,8 @@ enum What {
     Images(Measure),
     /// Starts with one EROFS file per layer, beside one merged file.
     Layers(Measure),
+    /// exec, port-forward and logs, beside the raw vsock of the box and containerd with runc.
+    Streams(Streams),
 }
 
 #[derive(Args)]
@@ -32,37 +34,51 @@ struct Measure {
     profile: String,
 }
 
+#[derive(Args)]
+struct Streams {
+    /// Runs of every measurement.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// MiB that are moved in each.
+    #[arg(long, default_value_t = 1024)]
+    mib: u64,
+    /// Short commands, one after the other, after which nothing may be left of them.
+    #[arg(long, default_value_t = 2000)]
+    execs: u32,
+    /// Cargo profile of the host's binaries.
+    #[arg(long, default_value = "quick")]
+    profile: String,
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let (what, measure) = match &options.what {
-        What::Images(measure) => ("images", measure),
-        What::Layers(measure) => ("layers", measure),
+    let (name, profile, rounds) = match &options.what {
+        What::Images(measure) => ("images", &measure.profile, measure.rounds),
+        What::Layers(measure) => ("layers", &measure.profile, measure.rounds),
+        What::Streams(streams) => ("streams", &streams.profile, streams.rounds),
     };
     packages::ensure(packages::Set::Bench)?;
     if !nix::unistd::geteuid().is_root() {
         bail!("containerd and the daemon mount file systems: run `cargo xtask bench` as root");
     }
-    let layout = match options.what {
-        What::Images(_) => Some(dist::build(&dist::Options { profile: measure.profile.clone(), out: None })?),
-        What::Layers(_) => None,
-    };
-    process::run(tools::cargo().args([
-        "build",
-        "--locked",
-        "--profile",
-        &measure.profile,
-        "--package",
-        "a3s-box-bench",
-    ]))
-    .context("building the benchmark")?;
-    ui::heading("bench");
-    let program = dist::profile_folder(&measure.profile).join("a3s-box-bench");
-    // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
+    let layout =
+        dist::build_with(&dist::Options { profile: profile.clone(), out: None }, &["a3s-box-bench"])?;
+    let program = dist::profile_folder(profile).join("a3s-box-bench");
     let mut command = Command::new(&program);
-    command.args([what, "--rounds", &measure.rounds.to_string(), "--packages"]);
-    command.arg(paths::cache()?.join("debs"));
-    if let Some(layout) = layout {
-        command.arg("--dist").arg(layout);
+    command.args([name, "--rounds", &rounds.to_string()]);
+    match &options.what {
+        What::Images(_) => {
+            command.arg("--dist").arg(layout).arg("--packages").arg(paths::cache()?.join("debs"));
+        }
+        What::Layers(_) => {
+            command.arg("--packages").arg(paths::cache()?.join("debs"));
+        }
+        What::Streams(streams) => {
+            let pump = initramfs::build_static("a3s-box-pump").context("building the containers' program")?;
+            command.arg("--dist").arg(layout).arg("--pump").arg(pump);
+            command.args(["--mib", &streams.mib.to_string(), "--execs", &streams.execs.to_string()]);
+        }
     }
-    let error = command.exec();
-    Err(error).with_context(|| format!("starting {}", program.display()))
+    ui::heading("bench");
+    // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
+    Err(command.exec()).with_context(|| format!("starting {}", program.display()))
 }

@@ -28,13 +28,18 @@ const BINARIES: &[(&str, &str, &str)] = &[
 
 /// Builds what is missing and lays everything out; returns the layout's root.
 pub(crate) fn build(options: &Options) -> Result<PathBuf> {
+    build_with(options, &[])
+}
+
+/// The same; binaries of further packages are built along and stay in cargo's folder.
+pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf> {
     let root = options.out.clone().unwrap_or_else(|| paths::target().join("dist"));
     let kernel = kernel::ensure(&kernel::Options::default())?;
     let helpers = [tools::VIRTIOFSD, tools::VHOST_DEVICE_VSOCK]
         .map(|tool| tools::ensure(tool).map(|program| (program, tool.program)));
 
     ui::heading("binaries");
-    let binaries = build_binaries(&options.profile)?;
+    let binaries = build_binaries(&options.profile, further)?;
 
     // Assembled beside the old layout and swapped in whole: a daemon that starts meanwhile never sees half of one.
     let staging = paths::Staging::for_destination(root)?;
@@ -58,7 +63,7 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
 /// One call of cargo for everything that runs on the host: each choice of packages has its own features of shared
 /// dependencies, so that a second choice would compile most of them again. The demo is therefore built along; and with
 /// `dev` the choice is the whole workspace, as the tests' is.
-fn build_binaries(profile: &str) -> Result<Vec<PathBuf>> {
+fn build_binaries(profile: &str, further: &[&str]) -> Result<Vec<PathBuf>> {
     let mut cargo = tools::cargo();
     cargo.args(["build", "--locked", "--bins", "--profile", profile]);
     if profile == "dev" {
@@ -67,7 +72,9 @@ fn build_binaries(profile: &str) -> Result<Vec<PathBuf>> {
         for (package, _, _) in BINARIES {
             cargo.args(["--package", package]);
         }
-        cargo.args(["--package", "a3s-box-e2e"]);
+        for package in ["a3s-box-e2e"].iter().chain(further) {
+            cargo.args(["--package", package]);
+        }
     }
     process::run(&mut cargo).context("building the host's binaries")?;
     let folder = profile_folder(profile);

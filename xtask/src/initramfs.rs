@@ -14,7 +14,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the agent and packs it; `into` is the file to write.
 pub(crate) fn build(into: &Path) -> Result<()> {
-    let agent = build_agent()?;
+    let agent = build_static("a3s-box-agent").context("building the guest agent")?;
     let contents = fs::read(&agent).with_context(|| format!("reading the agent {}", agent.display()))?;
     fs::write(into, pack(&contents)).with_context(|| format!("writing {}", into.display()))
 }
@@ -28,20 +28,20 @@ fn pack(agent: &[u8]) -> Vec<u8> {
     archive.finish(PAGE)
 }
 
-/// Static without musl: glibc's static library comes with libc6-dev. The explicit target keeps these flags away from
-/// build scripts and gives the agent a folder of its own, so that it never invalidates the other binaries.
-fn build_agent() -> Result<PathBuf> {
+/// Builds a program for guests. Static without musl: glibc's static library comes with libc6-dev. The explicit target
+/// keeps these flags away from build scripts and gives these programs a folder of their own, so that they never
+/// invalidate the other binaries.
+pub(crate) fn build_static(package: &str) -> Result<PathBuf> {
     process::run(
         tools::cargo()
-            .args(["build", "--profile", "agent", "--target", TARGET, "--package", "a3s-box-agent"])
+            .args(["build", "--profile", "agent", "--target", TARGET, "--package", package])
             .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
-    )
-    .context("building the guest agent")?;
-    let agent = paths::target().join(TARGET).join("agent/a3s-box-agent");
-    if !agent.exists() {
-        bail!("cargo succeeded but there is no {}", agent.display());
+    )?;
+    let program = paths::target().join(TARGET).join("agent").join(package);
+    if !program.exists() {
+        bail!("cargo succeeded but there is no {}", program.display());
     }
-    Ok(agent)
+    Ok(program)
 }
 
 #[cfg(test)]

@@ -21,17 +21,31 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one that reads `certs_dir` for its registries.
-    pub(crate) async fn start(folder: &Path, certs_dir: &Path) -> Result<(Self, Client)> {
+    /// Starts one that reads `certs_dir` for its registries. Without an image for their sandboxes it runs no pods.
+    pub(crate) async fn start(
+        folder: &Path,
+        certs_dir: &Path,
+        sandbox_image: Option<&str>,
+    ) -> Result<(Self, Client)> {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         let socket = folder.join("c.sock");
         let config = folder.join("config.toml");
+        // Not every root may lower a process's OOM score.
+        let pods = sandbox_image.map_or(String::new(), |image| {
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {image:?}\nrestrict_oom_score_adj = true\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+                 runtime_type = \"io.containerd.runc.v2\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nRoot = {:?}\n",
+                folder.join("runc"),
+            )
+        });
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {socket:?}\n\
              [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = {:?}\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {certs_dir:?}\n",
+             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {certs_dir:?}\n{pods}",
             folder.join("root"),
             folder.join("state"),
             folder.join("opt"),
@@ -65,6 +79,11 @@ impl Containerd {
         .await
         .with_context(|| format!("containerd's log:\n{}", tail(&log)))?;
         Ok((containerd, client))
+    }
+
+    /// The end of its log.
+    pub(crate) fn log_tail(folder: &Path) -> String {
+        tail(&folder.join("log"))
     }
 
     /// Asks it to end and waits for that.

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::containerd::Containerd;
 use crate::samples::Samples;
 use crate::{Options, debian, floor};
+use a3s_box_e2e::processes::memory;
 
 /// Repeated pulls after each first one.
 const AGAIN: usize = 5;
@@ -129,7 +130,7 @@ impl Bench<'_> {
         let run = match candidate {
             Candidate::A3s => self.a3s(folder, reference).await?,
             Candidate::Containerd => {
-                let (daemon, mut client) = Containerd::start(&folder.join("c"), &certs).await?;
+                let (daemon, mut client) = Containerd::start(&folder.join("c"), &certs, None).await?;
                 let run = pulls(&mut client, reference).await?;
                 daemon.stop().await?;
                 run
@@ -201,14 +202,6 @@ fn quiet(command: &mut Command) -> Result<()> {
         bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     Ok(())
-}
-
-/// A figure of /proc/PID/status in KiB.
-fn memory(pid: u32, field: &str) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("reading the daemon's memory")?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("/proc/{pid}/status has no {field}"))
 }
 
 /// Writes out everything that is dirty.

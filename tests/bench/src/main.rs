@@ -9,8 +9,9 @@ mod floor;
 mod images;
 mod layers;
 mod samples;
+mod streams;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use a3s_box_e2e::machine::Machine;
@@ -29,6 +30,8 @@ enum What {
     Images(Options),
     /// Starts with one EROFS file per layer and with a merged one.
     Layers(layers::Options),
+    /// exec, port-forward and logs of one box.
+    Streams(streams::Options),
     /// Compares images' merged layers with what umoci unpacks; measures nothing.
     Compare(compare::Options),
 }
@@ -47,36 +50,37 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match Arguments::parse().what {
-        What::Images(options) => options,
-        What::Layers(options) => return ended("benchmark", layers::run(&options)),
-        What::Compare(options) => return ended("comparison", compare::run(&options)),
+    let outcome = match Arguments::parse().what {
+        What::Images(options) => measured(async |state: &Path| images::run(&options, state).await),
+        What::Layers(options) => layers::run(&options).context("the benchmark failed"),
+        What::Streams(options) => measured(async |state: &Path| streams::run(&options, state).await),
+        What::Compare(options) => compare::run(&options).context("the comparison failed"),
     };
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the async runtime")
-        .and_then(|runtime| runtime.block_on(measure_images(&options)));
-    ended("benchmark", outcome)
-}
-
-fn ended(what: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nthe {what} failed: {error:#}");
+            eprintln!("\n{error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
+fn measured(work: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?
+        .block_on(measure(work))
+        .context("the benchmark failed")
+}
+
 /// Whatever the measurement's outcome is, its folder goes and the machine is looked at.
-async fn measure_images(options: &Options) -> Result<()> {
+async fn measure(work: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<()> {
     // Socket paths are short: the folder lies near the root.
     let state = tempfile::Builder::new().prefix("bench-").tempdir().context("creating the state folder")?;
     let before = Machine::look(state.path())?;
-    let outcome = images::run(options, state.path()).await;
-    let left = Machine::look(state.path())?.since(&before);
+    let outcome = work(state.path()).await;
+    let left = Machine::settled(state.path(), &before).await?;
     state.close().context("removing the state folder")?;
     outcome?;
     if !left.is_empty() {

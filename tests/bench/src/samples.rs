@@ -15,6 +15,11 @@ impl Samples {
         self.0.extend(values);
     }
 
+    /// Megabytes (10^6 bytes) per second, if each sample is the time for so many bytes.
+    pub(crate) fn rate(&self, bytes: u64) -> f64 {
+        bytes as f64 / 1e3 / self.percentile(50)
+    }
+
     /// Milliseconds below which `percent` of the samples lie (nearest rank).
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
         nearest_rank(self.0.iter().map(|value| value.as_secs_f64() * 1e3).collect(), percent)

@@ -8,6 +8,7 @@ pub mod image;
 pub mod layout;
 pub mod machine;
 pub mod network;
+pub mod processes;
 pub mod registry;
 pub mod sample;
 pub mod streams;

@@ -4,6 +4,7 @@
 //! `sleep` (until killed) · `deaf` (until SIGKILL) · `immortal` · `print TEXT` · `fail CODE` · `count N` (numbered lines, then sleeps)
 //! · `missing` (cannot be executed) · `cat` (until its input ends) · `flood N` (so many bytes, then sleeps)
 //! · `mute TEXT` (prints as on a backend that does not pass on the end of a stream)
+//! · `pour COUNT WIDTH` (so many lines of so many bytes, in pieces as large as a real agent's)
 //!
 //! Port 7 of the pod echoes and ends when its client does, port 13 lies about a length, others are closed.
 
@@ -18,11 +19,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status};
 
-use a3s_box_protocol::chunks;
 use a3s_box_protocol::framing::{read_message, write_message};
 use a3s_box_protocol::proto::agent_server::{Agent, AgentServer};
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::*;
+use a3s_box_protocol::{MAX_GUEST_WRITE, chunks};
 use a3s_box_vmm::MachineExit;
 
 type Exit = Option<MachineExit>;
@@ -44,6 +45,8 @@ struct Proc {
     err: watch::Sender<Pipe>,
     /// The agent keeps the connections of outputs open although they have ended, as those of some backends.
     mute: bool,
+    /// Bytes of one write.
+    piece: usize,
 }
 
 impl Proc {
@@ -55,6 +58,8 @@ impl Proc {
             out: watch::Sender::new(Pipe::default()),
             err: watch::Sender::new(Pipe::default()),
             mute: false,
+            // Small and odd, so that lines are torn.
+            piece: 777,
         }))
     }
 
@@ -98,6 +103,13 @@ impl Proc {
                 own.end(0);
             }
             "flood" => own.write_bytes(&vec![b'x'; word(1).parse().unwrap()]),
+            "pour" => {
+                let (count, width): (usize, usize) = (word(1).parse().unwrap(), word(2).parse().unwrap());
+                let line = [vec![b'x'; width - 1], vec![b'\n']].concat();
+                own.piece = MAX_GUEST_WRITE;
+                own.write_bytes(&line.repeat(count));
+                own.end(0);
+            }
             "fail" => own.end(word(1).parse().unwrap()),
             "count" => {
                 let (count, this): (u32, _) = (word(1).parse().unwrap(), this.clone());
@@ -220,10 +232,11 @@ impl Guest {
             let mut news = pipe.subscribe();
             loop {
                 let ready = |pipe: &Pipe| pipe.bytes.len() as u64 > offset || pipe.closed;
+                // Not under the pipe's lock: who writes takes these two in this order.
+                let piece = process.lock().unwrap().piece;
                 let chunk = {
                     let pipe = news.wait_for(ready).await.unwrap();
-                    // Small and odd pieces, so that lines are torn.
-                    let end = pipe.bytes.len().min(offset as usize + 777);
+                    let end = pipe.bytes.len().min(offset as usize + piece);
                     pipe.bytes[offset as usize..end].to_vec()
                 };
                 if chunk.is_empty() {

@@ -1,0 +1,80 @@
+//! The vsock of a box by itself: a program in the box and this one, and nobody between them but the VMM.
+//!
+//! The default seccomp profile keeps vsock from containers, so that only a privileged one serves here.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::pod::{Direction, Pod, said};
+
+/// That of agent images; none runs here.
+const PORT: u32 = 4088;
+
+const BUFFER: usize = 256 * 1024;
+
+/// What QEMU's helper takes in one write that the guest gets in pieces of its own.
+const PIECE: usize = 64 * 1024;
+
+/// A silence that means that bytes were lost.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A connection to the server in the box.
+pub(crate) struct Vsock(UnixStream);
+
+impl Vsock {
+    /// Starts the server in a container of the pod and connects to it. `state` is the daemon's folder.
+    pub(crate) async fn start(pod: &mut Pod, state: &Path) -> Result<Self> {
+        let (_, log) = pod.launch(&["/pump", "serve", "vsock", &PORT.to_string()], true).await?;
+        said(&log, "serving").await?;
+        let folder = state.join("run/boxes").join(pod.id()).join("vsock");
+        // A socket's address has no room for the whole path.
+        let folder = File::open(&folder).with_context(|| format!("opening {}", folder.display()))?;
+        let path = format!("/proc/self/fd/{}/guest", folder.as_raw_fd());
+        let mut stream = UnixStream::connect(path).context("connecting to the vsock helper")?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        stream.set_write_timeout(Some(SILENCE))?;
+        stream.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
+        let mut answer = Vec::new();
+        while answer.last() != Some(&b'\n') {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).context("reading the vsock helper's answer")?;
+            answer.extend(byte);
+        }
+        ensure!(answer.starts_with(b"OK "), "the vsock helper says {:?}", String::from_utf8_lossy(&answer));
+        Ok(Self(stream))
+    }
+
+    /// From the order to its last byte.
+    pub(crate) fn run(&mut self, direction: Direction, bytes: u64) -> Result<Duration> {
+        let started = Instant::now();
+        self.0.write_all(&direction.order(bytes))?;
+        match direction {
+            Direction::Out => self.take(bytes)?,
+            Direction::In => {
+                let piece = vec![b'x'; PIECE];
+                for _ in 0..bytes / PIECE as u64 {
+                    self.0.write_all(&piece).context("writing to the raw vsock")?;
+                }
+                self.take(1)?;
+            }
+        }
+        Ok(started.elapsed())
+    }
+
+    fn take(&mut self, mut bytes: u64) -> Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        while bytes > 0 {
+            let room = bytes.min(BUFFER as u64) as usize;
+            let count = self.0.read(&mut buffer[..room]).context("reading the raw vsock")?;
+            ensure!(count > 0, "the raw vsock ended with {bytes} bytes missing");
+            bytes -= count as u64;
+        }
+        Ok(())
+    }
+}
