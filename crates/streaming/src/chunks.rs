@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, PollSender};
 
-/// What one stream keeps for a reader that does not read. Then its whole connection waits.
-const STREAM_BUFFER: usize = 256 * 1024;
+/// What one stream keeps for a reader that does not read. Then its whole connection waits: clients in Go send whatever
+/// the windows say. As servers in Go do after 50 frames, of 32 KiB as their clients write them; this is a little more.
+const STREAM_BUFFER: usize = 2 * 1024 * 1024;
 
 /// The largest piece of one write, so that the streams of a connection take turns.
 const MAX_PIECE: usize = 32 * 1024;

@@ -398,6 +398,27 @@ async fn a_client_that_does_not_read_makes_writers_wait_and_readers_do_not() {
     assert_eq!(&got, b"typed");
 }
 
+/// As much as a server in Go takes of one before it reads no other: 50 frames as its clients write them.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_reads_lets_others_through_for_fifty_frames() {
+    let (mut peer, _server, mut incoming) = Peer::of_server(4096);
+    for id in [1, 3] {
+        peer.open(id, false).await;
+    }
+    let (unread, mut other) = (incoming.recv().await.unwrap(), incoming.recv().await.unwrap());
+    in_time(async {
+        for _ in 0..50 {
+            peer.data(1, false, &[0; 32 * 1024]).await;
+        }
+        peer.data(3, false, b"other").await;
+        let mut got = [0; 5];
+        other.reader.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"other");
+    })
+    .await;
+    drop(unread);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_unread_farewell_does_not_hold_a_connection_for_ever() {
     let (mut peer, server, mut incoming) = Peer::of_server(4096);
