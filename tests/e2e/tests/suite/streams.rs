@@ -110,6 +110,9 @@ pub(crate) async fn a_terminal_has_a_size_and_takes_keys(suite: &Suite) -> Resul
     // A size arrives beside the keys: ask until it is there.
     keys.writer.write_all(b"until stty size | grep '33 101'; do sleep 0.1; done\n").await?;
     until(&mut screen, "\n33 101").await?;
+    resize.writer.write_all(b"{\"Width\":65535,\"Height\":65535}").await?;
+    keys.writer.write_all(b"until stty size | grep '65535 65535'; do sleep 0.1; done\n").await?;
+    until(&mut screen, "\n65535 65535").await?;
     keys.writer.write_all(b"echo begin; sleep 1000; echo interrupted-$?\n").await?;
     until(&mut screen, "\nbegin").await?;
     keys.writer.write_all(b"\x03").await?;
@@ -199,6 +202,90 @@ pub(crate) async fn ports_that_only_listen_on_loopback_are_forwarded(suite: &Sui
     });
     futures::future::try_join_all(gets).await?;
     connection.finish().await;
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_hundred_connections_are_open_at_once(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("hundred-connections")?;
+    let pod = client.run_pod(&config).await?;
+    let script = "mkdir -p /srv; echo the page > /srv/page; \
+                  httpd -p 127.0.0.1:8080 -h /srv && echo serving; sleep 3600";
+    launch(&mut client, &pod, suite.script("server", script), &config).await?;
+    logged(&config, "server", "serving").await?;
+    let request = PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![] };
+    let url = client.runtime.port_forward(request).await?.into_inner().url;
+    let mut connection = spdy(&url, "portforward.k8s.io").await?;
+    let mut pairs: Vec<_> = (0..100).map(|id| forward(&mut connection, id, 8080)).collect();
+    // None has asked for anything before the last one is there, and the last is answered first.
+    for (error, data) in pairs.iter_mut().rev() {
+        data.writer.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
+        let answer = String::from_utf8(all(data).await?)?;
+        ensure!(answer.ends_with("the page\n"), "{answer:?}");
+        data.writer.shutdown().await?;
+        let words = String::from_utf8(all(error).await?)?;
+        ensure!(words.is_empty(), "the error stream says {words:?}");
+    }
+    connection.finish().await;
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+/// KiB that the guest's kernel could give to programs.
+async fn available(client: &mut Client, container: &str) -> Result<i64> {
+    let meminfo = client.exec(container, &["cat", "/proc/meminfo"], 30).await?.stdout;
+    let text = String::from_utf8_lossy(&meminfo).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let figure = line.and_then(|line| line.split_whitespace().next()).and_then(|word| word.parse().ok());
+    figure.with_context(|| text.clone())
+}
+
+pub(crate) async fn a_command_that_nobody_reads_takes_bounded_memory(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("unread")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+    // Whatever the first ones leave in caches.
+    available(&mut client, &container).await?;
+    let (guest, daemon) = (available(&mut client, &container).await?, suite.daemon_memory()?);
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let url = exec_url(&mut client, piped(&container, &["yes"], false)).await?;
+        let mut connection = spdy(&url, V4).await?;
+        let streams = ["error", "stdout", "stderr"].map(|name| connection.open(kind(name)));
+        unread.push((connection, streams));
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (guest, daemon) =
+        (guest - available(&mut client, &container).await?, suite.daemon_memory()? as i64 - daemon as i64);
+    // A guest makes tens of megabytes in each of these seconds, if somebody takes them.
+    ensure!(guest < 24 << 10, "four unread commands take {guest} KiB in the guest");
+    ensure!(daemon < 24 << 10, "four unread commands take {daemon} KiB in the daemon");
+    drop(unread);
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_client_that_vanishes_ends_its_commands_input(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("vanished")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+    let script = "echo begun; cat; echo output that nobody reads; echo ended > /tmp/ended";
+    let url = exec_url(&mut client, piped(&container, &["sh", "-c", script], true)).await?;
+    let mut connection = spdy(&url, V4).await?;
+    let _error = connection.open(kind("error"));
+    let (mut keys, mut out) = (connection.open(kind("stdin")), connection.open(kind("stdout")));
+    let _err = connection.open(kind("stderr"));
+    until(&mut out, "begun").await?;
+    keys.writer.write_all(b"some words\n").await?;
+    until(&mut out, "some words").await?;
+    // Without a good-bye.
+    drop((connection, keys, out));
+    let script = "until test -e /tmp/ended; do sleep 0.1; done; cat /tmp/ended";
+    let (out, ..) = run(&mut client, &container, &["sh", "-c", script], None).await?;
+    ensure!(out == b"ended\n", "{}", String::from_utf8_lossy(&out));
     client.remove_pod(&pod).await?;
     Ok(())
 }

@@ -13,6 +13,7 @@ use a3s_box_e2e::client::{Client, image};
 use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::layout::Layout;
 use a3s_box_e2e::machine::{Leftovers, Machine};
+use a3s_box_e2e::processes::memory;
 use a3s_box_e2e::registry::{Registry, write_hosts_toml};
 use a3s_box_e2e::{sample, wait};
 use anyhow::{Context, Result, bail, ensure};
@@ -141,6 +142,13 @@ impl Suite {
     pub(crate) fn daemon_log(&self) -> String {
         let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
         daemon.as_ref().map(|(daemon, _)| daemon.log_tail()).unwrap_or_default()
+    }
+
+    /// Resident memory of the daemon in KiB.
+    pub(crate) fn daemon_memory(&self) -> Result<u64> {
+        let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        let (daemon, _) = daemon.as_ref().context("the daemon has been stopped")?;
+        memory(daemon.pid(), "VmRSS")
     }
 
     /// A pod of that name; its logs go to a folder of its own.
