@@ -142,7 +142,7 @@ pub(crate) async fn containers_that_cannot_be_made_have_their_code_and_text(suit
     refused(twin, Code::AlreadyExists, "main")?;
     client.start(&main).await?;
     refused(client.start(&main).await, Code::FailedPrecondition, "main")?;
-    refused(client.exec(&many, &["true"], 5).await, Code::FailedPrecondition, "many")?;
+    refused(client.exec(&many, &["true"], 5).await, Code::FailedPrecondition, "exited")?;
     client.stop_pod(&pod).await?;
     let counted = log_lines(&config, "many")?;
     ensure!(counted.iter().any(|line| line.2 == "10000"), "{counted:?}");
