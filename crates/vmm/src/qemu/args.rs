@@ -29,7 +29,7 @@ pub fn emulator(plan: &BoxPlan, spec: &QemuSpec, cmdline: &str, inherited: &Inhe
     let machine = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,pcie=off,usb=off,x-option-roms=off";
     add("-machine", format!("{machine},memory-backend=mem"));
     add("-accel", accel(spec.accel, plan.vcpus));
-    add("-cpu", "max".to_owned());
+    add("-cpu", processor(spec.accel).to_owned());
     add("-smp", plan.vcpus.to_string());
     add("-m", format!("{}M", plan.memory_mib));
     // Shared, because the vhost-user helpers read and write the guest's queues. Backed only where touched.
@@ -70,6 +70,15 @@ fn accel(accel: Accel, vcpus: u8) -> String {
         (Accel::Kvm, _) => "kvm".to_owned(),
         (Accel::Tcg, 1) => "tcg".to_owned(),
         (Accel::Tcg, _) => "tcg,thread=multi".to_owned(),
+    }
+}
+
+/// Everything that can be had, but for one promise that software emulation does not keep: "fast" string moves go byte by
+/// byte there. Without it the guest's kernel copies eight bytes at a time, which was seen to be five times as fast.
+fn processor(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "max",
+        Accel::Tcg => "max,-erms,-fsrm",
     }
 }
 
@@ -149,6 +158,8 @@ mod tests {
         assert!(arguments(&plan(), Accel::Kvm, vec![]).contains("-accel kvm "));
         let single = BoxPlan { vcpus: 1, ..plan() };
         assert!(arguments(&single, Accel::Tcg, vec![]).contains("-accel tcg "));
+        assert!(arguments(&plan(), Accel::Kvm, vec![]).contains("-cpu max "));
+        assert!(arguments(&plan(), Accel::Tcg, vec![]).contains("-cpu max,-erms,-fsrm "));
     }
 
     #[test]
