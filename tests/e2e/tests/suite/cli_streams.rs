@@ -113,7 +113,8 @@ pub(crate) async fn logs_are_cut_and_followed_to_the_containers_end(suite: &Suit
         client.exec(&container, &["touch", "/tmp/go"], 30).await?;
         anyhow::Ok(())
     };
-    let (followed, ()) = tokio::try_join!(finish(suite, &["logs", "-f", "--tail", "1", &container]), go)?;
+    let follow = ["logs", "-f", "--tail", "1", &container];
+    let (followed, ()) = tokio::try_join!(finish(suite, &follow), go)?;
     // It may have begun when the last line was there.
     ensure!(followed == "5\nlast\n" || followed == "last\n", "{followed:?}");
     client.remove_pod(&pod).await?;
