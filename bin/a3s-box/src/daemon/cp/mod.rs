@@ -103,8 +103,14 @@ async fn into(client: &mut Client, container: &Container, source: &Path, path: &
     };
     let wanted = Wanted { stdin: true, stdout: false, stderr: true };
     let call = start(client, container, &["tar", "-x", "-f", "-", "-C", &parent], wanted).await?;
-    let bridge = SyncIoBridge::new(call.stdin.context("the call has no input")?);
-    let packed = tokio::task::spawn_blocking(move || pack::pack(&whole, &name, bridge)).await?;
+    let mut bridge = SyncIoBridge::new(call.stdin.context("the call has no input")?);
+    let packed = tokio::task::spawn_blocking(move || {
+        let packed = pack::pack(&whole, &name, &mut bridge);
+        // tar reads on after the archive, and dropping the writer ends nothing over WebSocket.
+        bridge.shutdown().ok();
+        packed
+    })
+    .await?;
     let ended = ended(call.stderr, call.outcome, container);
     let left_out = both(packed.map_err(Into::into), ended).await.with_context(|| {
         format!("could not copy {} to {path} in container {}", source.display(), container.name)
