@@ -187,14 +187,14 @@ mod tests {
     async fn a_reader_that_does_not_read_holds_the_sender_and_one_that_is_gone_does_not() {
         let (inbox, mut reader) = inbox();
         let chunk = Bytes::from(vec![7; 64 * 1024]);
-        for _ in 0..4 {
+        for _ in 0..STREAM_BUFFER / chunk.len() {
             inbox.push(chunk.clone()).await;
         }
-        let mut fifth = std::pin::pin!(inbox.push(chunk.clone()));
-        assert!(futures::poll!(&mut fifth).is_pending());
+        let mut beyond = std::pin::pin!(inbox.push(chunk.clone()));
+        assert!(futures::poll!(&mut beyond).is_pending());
         let mut taken = vec![0; 64 * 1024];
         reader.read_exact(&mut taken).await.unwrap();
-        fifth.await;
+        beyond.await;
         drop(reader);
         inbox.push(chunk).await;
     }
