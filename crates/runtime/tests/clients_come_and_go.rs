@@ -170,6 +170,11 @@ fn a_client_that_dawdles_is_let_go_and_the_log_is_complete() {
         stdin.shutdown().await.unwrap();
         let told = text(slow.stderr.take()).await;
         assert!(told.contains("did not keep up"), "{told}");
+        // A stop would end the program before it has read all of its input.
+        let log = world.path("logs/c/0.log");
+        while std::fs::read(&log).unwrap().iter().filter(|byte| **byte == b'\n').count() < 3000 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
         m.stop_session(&session, LIMIT).await.unwrap();
     });
     let lines = log_lines(&world.path("logs/c/0.log"));
