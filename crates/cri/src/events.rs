@@ -56,7 +56,7 @@ impl CriService {
 
     /// All containers of a pod.
     pub(crate) fn container_statuses(&self, boxed: &BoxId) -> Vec<ContainerStatus> {
-        let sessions = self.boxes.list_sessions().into_iter().filter(|state| state.box_id == *boxed);
-        sessions.map(|state| status::container_status(&state, self.shown_image(&state))).collect()
+        let sessions = self.boxes.list_sessions_of(boxed);
+        sessions.iter().map(|state| status::container_status(state, self.shown_image(state))).collect()
     }
 }

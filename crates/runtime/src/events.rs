@@ -26,15 +26,6 @@ pub enum Subject {
     Session(SessionId, BoxId),
 }
 
-impl Subject {
-    /// The box that it is, or is in.
-    pub fn box_id(&self) -> &BoxId {
-        match self {
-            Self::Box(id) | Self::Session(_, id) => id,
-        }
-    }
-}
-
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Happened {

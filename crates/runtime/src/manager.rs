@@ -263,10 +263,12 @@ impl BoxManager {
 
     /// All sessions, oldest first.
     pub fn list_sessions(&self) -> Vec<SessionStatus> {
-        let mut list: Vec<SessionStatus> =
-            self.shared.registry.sessions().iter().map(|entry| entry.status.borrow().clone()).collect();
-        list.sort_by_key(|status| status.created_at_ns);
-        list
+        statuses(&self.shared.registry.sessions())
+    }
+
+    /// The sessions of one box, oldest first.
+    pub fn list_sessions_of(&self, id: &BoxId) -> Vec<SessionStatus> {
+        statuses(&self.shared.registry.sessions_of(id))
     }
 
     /// Runs a further process in a session to its end. What `process` leaves empty is the session's own; the
@@ -367,6 +369,13 @@ impl BoxManager {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }
+}
+
+/// Oldest first.
+fn statuses(entries: &[Arc<SessionEntry>]) -> Vec<SessionStatus> {
+    let mut list: Vec<SessionStatus> = entries.iter().map(|entry| entry.status.borrow().clone()).collect();
+    list.sort_by_key(|status| status.created_at_ns);
+    list
 }
 
 /// A box's handle and its owner, not yet entered or started.

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use a3s_box_core::image::{ImageConfig, ResolvedImage};
 use a3s_box_core::seccomp::SeccompProfile;
-use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SeccompSpec, SessionSpec};
+use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SessionSpec};
 
 use super::{InvalidRequest, given, non_empty, required, resources, security, signal, sorted};
 use crate::proto::{
@@ -93,10 +93,7 @@ pub fn session_spec(
         labels: sorted(config.labels),
         annotations: sorted(config.annotations),
         log_path: given(config.log_path).map(log_path).transpose()?,
-        process: ProcessSpec {
-            seccomp: security::seccomp(&context, filter, CONTEXT)?,
-            ..process(program, env, oom_score_adj, &context, image)?
-        },
+        process: process(program, env, oom_score_adj, &context, filter, image)?,
         readonly_rootfs: context.readonly_rootfs,
         mounts: config
             .mounts
@@ -149,6 +146,7 @@ fn process(
     env: Vec<String>,
     oom_score_adj: Option<i32>,
     context: &LinuxContainerSecurityContext,
+    filter: Option<SeccompProfile>,
     image: &ImageConfig,
 ) -> Result<ProcessSpec, InvalidRequest> {
     let cwd =
@@ -164,7 +162,7 @@ fn process(
         user: security::user(context, &image.user, CONTEXT)?,
         capabilities: security::capabilities(context),
         no_new_privileges: context.no_new_privs,
-        seccomp: SeccompSpec::default(),
+        seccomp: security::seccomp(context, filter, CONTEXT)?,
         oom_score_adj,
     })
 }
