@@ -1,12 +1,14 @@
-//! `cargo xtask bench`: builds everything, then hands over to the benchmark program. See docs/benchmarks.md.
+//! `cargo xtask bench`: builds what is measured, then hands over to the benchmark program. See docs/benchmarks.md.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::{dist, initramfs, packages, paths, ui};
+use crate::{dist, initramfs, packages, paths, process, tools, ui};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -60,25 +62,53 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         bail!("containerd and the daemon mount file systems: run `cargo xtask bench` as root");
     }
-    let layout =
-        dist::build_with(&dist::Options { profile: profile.clone(), out: None }, &["a3s-box-bench"])?;
-    let program = dist::profile_folder(profile).join("a3s-box-bench");
-    let mut command = Command::new(&program);
-    command.args([name, "--rounds", &rounds.to_string()]);
-    match &options.what {
+    let mut arguments: Vec<OsString> = [name, "--rounds", &rounds.to_string()].map(OsString::from).into();
+    let program = match &options.what {
         What::Images(_) => {
-            command.arg("--dist").arg(layout).arg("--packages").arg(paths::cache()?.join("debs"));
+            let (program, layout) = build_with_layout(profile)?;
+            arguments.extend(["--dist".into(), layout.into(), "--packages".into(), debs()?]);
+            program
         }
+        // It runs no daemon.
         What::Layers(_) => {
-            command.arg("--packages").arg(paths::cache()?.join("debs"));
+            arguments.extend(["--packages".into(), debs()?]);
+            build(profile)?
         }
         What::Streams(streams) => {
+            let (program, layout) = build_with_layout(profile)?;
             let pump = initramfs::build_static("a3s-box-pump").context("building the containers' program")?;
-            command.arg("--dist").arg(layout).arg("--pump").arg(pump);
-            command.args(["--mib", &streams.mib.to_string(), "--execs", &streams.execs.to_string()]);
+            arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump.into()]);
+            let (mib, execs) = (streams.mib.to_string(), streams.execs.to_string());
+            arguments.extend(["--mib".into(), mib.into(), "--execs".into(), execs.into()]);
+            program
         }
-    }
+    };
     ui::heading("bench");
     // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
-    Err(command.exec()).with_context(|| format!("starting {}", program.display()))
+    let error = Command::new(&program).args(arguments).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
+}
+
+/// Where the Debian packages lie that images are made of.
+fn debs() -> Result<OsString> {
+    Ok(paths::cache()?.join("debs").into())
+}
+
+const PACKAGE: &str = "a3s-box-bench";
+
+fn program(profile: &str) -> PathBuf {
+    dist::profile_folder(profile).join(PACKAGE)
+}
+
+/// The benchmark, and the layout whose daemon it runs.
+fn build_with_layout(profile: &str) -> Result<(PathBuf, PathBuf)> {
+    let layout = dist::build_with(&dist::Options { profile: profile.to_owned(), out: None }, &[PACKAGE])?;
+    Ok((program(profile), layout))
+}
+
+/// The benchmark alone.
+pub(crate) fn build(profile: &str) -> Result<PathBuf> {
+    process::run(tools::cargo().args(["build", "--locked", "--profile", profile, "--package", PACKAGE]))
+        .with_context(|| format!("building {PACKAGE}"))?;
+    Ok(program(profile))
 }

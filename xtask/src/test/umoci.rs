@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::{Done, Options};
-use crate::{dist, paths, process, tools};
+use crate::{bench, paths, process};
 
 const PROFILE: &str = "quick";
 
@@ -15,16 +15,7 @@ pub(super) fn run(options: &Options) -> Result<Done> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(Done::Skipped("mounting layers needs root".to_owned()));
     }
-    process::run(tools::cargo().args([
-        "build",
-        "--locked",
-        "--profile",
-        PROFILE,
-        "--package",
-        "a3s-box-bench",
-    ]))
-    .context("building the comparison")?;
-    let mut program = Command::new(dist::profile_folder(PROFILE).join("a3s-box-bench"));
+    let mut program = Command::new(bench::build(PROFILE)?);
     program.args(["compare", "--packages"]).arg(paths::cache()?.join("debs"));
     if options.without_large_image {
         program.arg("--without-large");
