@@ -68,17 +68,33 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
-/// The node itself ended before the command did: its kernel crashed. Nothing is known about the command then.
+/// How long the node may be silent. It gives a sign of life every five seconds once it has booted.
+const PULSE_LIMIT: Duration = Duration::from_secs(120);
+
+/// The node itself ended or stood still before the command ended: its kernel crashed, or QEMU no longer runs it. Nothing
+/// is known about the command then.
 #[derive(Debug)]
 pub(crate) struct NodeStopped {
+    how: &'static str,
     console: PathBuf,
     words: String,
 }
 
+/// How a run of QEMU ended.
+enum End {
+    /// By itself.
+    Off,
+    /// We switched it off: no sign of life for [`PULSE_LIMIT`].
+    StoodStill,
+    /// We switched it off: its time was up.
+    TimeUp,
+}
+
 impl std::fmt::Display for NodeStopped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (console, words) = (self.console.display(), &self.words);
-        write!(f, "the virtual node stopped before the command ended; its console ({console}):\n{words}")
+        let Self { how, console, words } = self;
+        let console = console.display();
+        write!(f, "the virtual node {how} before the command ended; its console ({console}):\n{words}")
     }
 }
 
@@ -120,28 +136,35 @@ impl Run<'_> {
         fs::write(&initrd, kernel.initrd()?).with_context(|| format!("writing {}", initrd.display()))?;
         let console = work.path().join("console");
         let status = work.path().join("status");
+        let pulse = work.path().join("pulse");
 
-        let mut qemu = self.qemu(&kernel, &initrd, &script, &console, &status);
+        let mut qemu = self.qemu(&kernel, &initrd, &script, &console);
+        port(&mut qemu, "status", &format!("file,path={}", status.display()));
+        port(&mut qemu, "pulse", &format!("file,path={}", pulse.display()));
         let child = qemu
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .context("starting qemu-system-x86_64 for the virtual node")?;
-        let in_time = attend(child, self.limit, &mut show)?;
+        let end = attend(child, self.limit, &pulse, &mut show)?;
         // The run's folder goes; the kernel's words are worth keeping when a run ended oddly.
         let console = keep_console(&console, &folder)?;
         let reported = paths::read_optional(&status)?.unwrap_or_default();
         match reported.trim().strip_prefix("exit ").and_then(|code| code.parse().ok()) {
             Some(code) => Ok(code),
-            None if in_time => {
-                Err(NodeStopped { console: console.clone(), words: process::tail(&console, 20) }.into())
+            None => {
+                let words = process::tail(&console, 20);
+                let how = match end {
+                    End::Off => "stopped",
+                    End::StoodStill => "stood still",
+                    End::TimeUp => bail!(
+                        "the virtual node was switched off after {}: the command had not ended; its console ({}):\n{words}",
+                        ui::time(self.limit),
+                        console.display(),
+                    ),
+                };
+                Err(NodeStopped { how, console, words }.into())
             }
-            None => bail!(
-                "the virtual node was switched off after {}: the command had not ended; its console ({}):\n{}",
-                ui::time(self.limit),
-                console.display(),
-                process::tail(&console, 20)
-            ),
         }
     }
 
@@ -162,7 +185,7 @@ impl Run<'_> {
         Ok(script)
     }
 
-    fn qemu(&self, kernel: &Kernel, initrd: &Path, script: &Path, console: &Path, status: &Path) -> Command {
+    fn qemu(&self, kernel: &Kernel, initrd: &Path, script: &Path, console: &Path) -> Command {
         // The kernel ends QEMU if we die without a chance to do it ourselves.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -177,14 +200,17 @@ impl Run<'_> {
             .args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]);
         command.args(["-device", "virtio-serial-pci"]);
         // Not `stdio`: that one counts as closed once our empty standard input ends, and the guest's writes would block.
-        command.args(["-chardev", "file,id=output,path=/dev/fd/1"]);
-        command.args(["-device", "virtserialport,chardev=output,name=a3s.output"]);
-        command.args(["-chardev", &format!("file,id=status,path={}", status.display())]);
-        command.args(["-device", "virtserialport,chardev=status,name=a3s.status"]);
+        port(&mut command, "output", "file,path=/dev/fd/1");
         command.arg("-kernel").arg(&kernel.vmlinuz).arg("-initrd").arg(initrd);
         command.args(["-append", &format!("console=ttyS0 panic=-1 quiet a3s.script={}", script.display())]);
         command
     }
+}
+
+/// Gives the node a virtio port of this name, connected to what QEMU calls a character device.
+fn port(qemu: &mut Command, name: &str, device: &str) {
+    qemu.args(["-chardev", &format!("{device},id={name}")]);
+    qemu.args(["-device", &format!("virtserialport,chardev={name},name=a3s.{name}")]);
 }
 
 fn keep_console(console: &Path, folder: &Path) -> Result<PathBuf> {
@@ -193,9 +219,10 @@ fn keep_console(console: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(kept)
 }
 
-/// Shows the child's output until it ends or its time is up; says whether it ended by itself. The child is gone after.
-fn attend(mut child: Child, limit: Duration, show: &mut impl FnMut(&str)) -> Result<bool> {
+/// Shows the child's output until it ends, its time is up or the file `pulse` grows no more. The child is gone after.
+fn attend(mut child: Child, limit: Duration, pulse: &Path, show: &mut impl FnMut(&str)) -> Result<End> {
     let deadline = Instant::now() + limit;
+    let mut last_pulse = (0, Instant::now());
     let (sender, lines) = mpsc::channel();
     let output = child.stdout.take().context("the virtual node has no output")?;
     let reader = thread::spawn(move || {
@@ -205,20 +232,28 @@ fn attend(mut child: Child, limit: Duration, show: &mut impl FnMut(&str)) -> Res
             }
         }
     });
-    let in_time = loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+    let end = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left.min(Duration::from_secs(5))) {
             Ok(line) => show(line.trim_end_matches('\r')),
-            Err(mpsc::RecvTimeoutError::Disconnected) => break true,
-            Err(mpsc::RecvTimeoutError::Timeout) => break false,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break End::Off,
+            Err(mpsc::RecvTimeoutError::Timeout) if left.is_zero() => break End::TimeUp,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        let length = fs::metadata(pulse).map_or(0, |metadata| metadata.len());
+        if length != last_pulse.0 {
+            last_pulse = (length, Instant::now());
+        } else if last_pulse.1.elapsed() > PULSE_LIMIT {
+            break End::StoodStill;
         }
     };
-    if !in_time {
+    if !matches!(end, End::Off) {
         child.kill().context("switching the virtual node off")?;
     }
     child.wait().context("waiting for the virtual node's end")?;
     drop(lines);
     let _ = reader.join();
-    Ok(in_time)
+    Ok(end)
 }
 
 /// Single quotes for the shell.

@@ -54,12 +54,12 @@ pub(super) fn libkrun(_: &Options) -> Result<Done> {
             note_counts(line, &mut counts);
         })
     };
-    // QEMU's emulation of nested virtualisation crashes the node's own kernel now and then. That is no result of the
+    // QEMU's emulation of nested virtualisation crashes or stops the node itself now and then. That is no result of the
     // suite, neither way: it is said and the suite runs once more. What the suite reports is never repeated.
     let (code, remark) = match attempt() {
         Err(error) if error.is::<node::NodeStopped>() => {
-            ui::note(&format!("the virtual node itself crashed; once more. {error:#}"));
-            (attempt()?, ", after the node itself had crashed once")
+            ui::note(&format!("the virtual node itself failed; once more. {error:#}"));
+            (attempt()?, ", after the node itself had failed once")
         }
         other => (other?, ""),
     };
