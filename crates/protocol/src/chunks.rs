@@ -14,7 +14,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, simplex};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, simplex};
 use tokio::sync::{Semaphore, watch};
 
 use crate::MAX_GUEST_WRITE;
@@ -27,6 +27,9 @@ const HEADER: usize = 4;
 
 /// The most bytes of one piece: with its length it fits into one write of the guest.
 const MAX_CHUNK: usize = MAX_GUEST_WRITE - HEADER;
+
+/// Bytes taken from a stream, or from the connection, at once.
+const BATCH: usize = 64 * 1024;
 
 /// Bytes are reported as passed on when there are so many, or when there are no more.
 const REPORT: usize = WINDOW / 4;
@@ -115,7 +118,7 @@ async fn receive(
     arrivals: &mut (impl AsyncWrite + Unpin),
     incoming: &Incoming,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; MAX_CHUNK];
+    let mut from = BufReader::with_capacity(BATCH, from);
     loop {
         let mut header = [0; HEADER];
         match from.read_exact(&mut header).await {
@@ -129,13 +132,25 @@ async fn receive(
                 return Err(invalid("a piece after the end".to_owned()));
             }
             Frame::Piece(length) => {
-                from.read_exact(&mut buffer[..length]).await?;
-                let within = tokio::task::unconstrained(arrivals.write_all(&buffer[..length]));
-                // With the window kept there is room, so that this is done at once.
-                tokio::select! {
-                    biased;
-                    written = within => written?,
-                    () = std::future::ready(()) => return Err(invalid("more bytes than were asked for".to_owned())),
+                let mut left = length;
+                while left > 0 {
+                    let bytes = from.fill_buf().await?;
+                    let bytes = &bytes[..bytes.len().min(left)];
+                    if bytes.is_empty() {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    let within = tokio::task::unconstrained(arrivals.write_all(bytes));
+                    // With the window kept there is room, so that this is done at once.
+                    tokio::select! {
+                        biased;
+                        written = within => written?,
+                        () = std::future::ready(()) => {
+                            return Err(invalid("more bytes than were asked for".to_owned()));
+                        }
+                    }
+                    let count = bytes.len();
+                    from.consume(count);
+                    left -= count;
                 }
             }
             Frame::End => {
@@ -161,7 +176,7 @@ async fn deliver(
     ended: &AtomicBool,
     passed_on: watch::Sender<Passed>,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; MAX_CHUNK];
+    let mut buffer = vec![0; BATCH];
     loop {
         let count = inbox.read(&mut buffer).await?;
         if count == 0 {
@@ -185,7 +200,7 @@ async fn send(
     window: &Semaphore,
     mut reports: watch::Receiver<Passed>,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; MAX_GUEST_WRITE];
+    let mut buffer = vec![0; HEADER + BATCH];
     let (mut reported, mut ended) = (0, false);
     loop {
         let due = |passed: &Passed| passed.bytes - reported >= REPORT as u64 || passed.all;
@@ -217,9 +232,17 @@ async fn send(
             count = read_within(read, &mut buffer[HEADER..], window), if !ended => {
                 let count = count?;
                 ended = count == 0;
-                let frame = if ended { Frame::End } else { Frame::Piece(count) };
-                buffer[..HEADER].copy_from_slice(&frame.header());
-                to.write_all(&buffer[..HEADER + count]).await?;
+                if ended {
+                    to.write_all(&Frame::End.header()).await?;
+                }
+                let mut sent = 0;
+                while sent < count {
+                    let length = (count - sent).min(MAX_CHUNK);
+                    // Where a piece's header goes lie the last octets of the piece before it, which are sent.
+                    buffer[sent..sent + HEADER].copy_from_slice(&Frame::Piece(length).header());
+                    to.write_all(&buffer[sent..sent + HEADER + length]).await?;
+                    sent += length;
+                }
                 to.flush().await?;
             }
         }

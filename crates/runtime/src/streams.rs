@@ -7,6 +7,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use a3s_box_protocol::framing::{FramingError, read_message, write_message};
@@ -95,13 +96,34 @@ async fn handshake(machine: &dyn Machine, open: StreamOpen) -> Result<(UnixStrea
     tokio::time::timeout(OPEN_LIMIT, handshake).await.map_err(|_| StreamError::Timeout)?
 }
 
+/// So many bytes are acknowledged at once. Each acknowledgement interrupts the guest and wakes its agent, which costs it
+/// more than sending 16 KiB.
+const ACKNOWLEDGE_AT: u64 = MAX_UNACKNOWLEDGED as u64 / 8;
+
+/// Fewer are acknowledged after this time.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(5);
+
 /// An output stream of a guest: bytes in, acknowledgements out.
 #[derive(Debug)]
 pub(crate) struct Output {
     from: Drain,
     acks: OwnedWriteHalf,
+    /// All bytes before this are safe.
+    safe: u64,
+    /// And so many of them the guest was told of.
+    told: u64,
+    /// When it shall be told of the others.
+    due: Option<Instant>,
     /// Bytes of an acknowledgement that the socket did not take yet.
     unsent: Vec<u8>,
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.due.is_some() {
+            self.tell();
+        }
+    }
 }
 
 impl Output {
@@ -112,26 +134,50 @@ impl Output {
     ) -> Result<(Self, u64), StreamError> {
         let (stream, first) = open(machine, name, offset).await?;
         let (from, acks) = stream.into_split();
-        Ok((Self { from: Drain::start(from), acks, unsent: Vec::new() }, first))
+        let output =
+            Self { from: Drain::start(from), acks, safe: first, told: first, due: None, unsent: Vec::new() };
+        Ok((output, first))
     }
 
     /// Appends what has arrived to `buffer`; 0 is the end. Cancel safe.
     pub(crate) async fn read(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+        if let Some(due) = self.due {
+            tokio::select! {
+                biased;
+                read = self.from.read(buffer) => return read,
+                () = sleep_until(due) => self.tell(),
+            }
+        }
         self.from.read(buffer).await
     }
 
-    /// Tells the guest that all bytes before `offset` are safe. Never waits: a guest that does not read its
-    /// acknowledgements gets a later, larger one.
+    /// All bytes before `offset` are safe: the guest will be told of it soon.
     pub(crate) fn acknowledge(&mut self, offset: u64) {
-        if self.unsent.is_empty() {
-            self.unsent.extend_from_slice(&offset.to_be_bytes());
+        self.safe = offset;
+        if offset.saturating_sub(self.told) >= ACKNOWLEDGE_AT {
+            self.tell();
+        } else if offset != self.told {
+            self.due = self.due.or_else(|| Some(Instant::now() + ACKNOWLEDGE_AFTER));
+        }
+    }
+
+    /// Never waits: a guest that does not read its acknowledgements gets a later, larger one.
+    fn tell(&mut self) {
+        let fresh = self.unsent.is_empty();
+        if fresh {
+            self.unsent.extend_from_slice(&self.safe.to_be_bytes());
         }
         match self.acks.try_write(&self.unsent) {
-            Ok(sent) => drop(self.unsent.drain(..sent)),
+            Ok(sent) => {
+                self.unsent.drain(..sent);
+                self.told = if fresh { self.safe } else { self.told };
+            }
             // None of a fresh one was sent: it may be forgotten. The rest of a torn one must follow.
-            Err(_) if self.unsent.len() == 8 => self.unsent.clear(),
+            Err(_) if fresh => self.unsent.clear(),
             Err(_) => {}
         }
+        let all = self.unsent.is_empty() && self.told == self.safe;
+        self.due = (!all).then(|| Instant::now() + ACKNOWLEDGE_AFTER);
     }
 }
 

@@ -31,7 +31,6 @@ const CONTAINERD_STATE: &str = "/run/containerd";
 /// Commands whose latency is measured, one after the other and side by side.
 const ALONE: usize = 100;
 const PARALLEL: usize = 50;
-const PARALLEL_TURNS: usize = 4;
 
 /// Bytes of each of the log lines.
 const SHORT: u64 = 100;
@@ -104,7 +103,7 @@ impl Measured {
 
     async fn latency(&mut self, pod: &mut Pod) -> Result<()> {
         self.alone.extend(pod.latencies(1, ALONE).await?);
-        self.parallel.extend(pod.latencies(PARALLEL, PARALLEL_TURNS).await?);
+        self.parallel.extend(pod.latencies(PARALLEL, 1).await?);
         Ok(())
     }
 }
@@ -178,25 +177,25 @@ async fn measure(
     mut peer: Option<&mut Pod>,
 ) -> Result<()> {
     let bytes = options.mib << 20;
-    let (mut raw_out, mut raw_in) = (Samples::default(), Samples::default());
+    let (mut raw_out, mut raw_piped, mut raw_in) =
+        (Samples::default(), Samples::default(), Samples::default());
     let (mut mine, mut theirs) = (Measured::default(), Measured::default());
     for _ in 0..options.rounds {
         raw_out.push(vsock.run(Direction::Out, bytes)?);
+        raw_piped.push(vsock.run(Direction::PipedOut, bytes)?);
         raw_in.push(vsock.run(Direction::In, bytes)?);
         mine.round(ours, bytes).await?;
         if let Some(peer) = peer.as_deref_mut() {
             theirs.round(peer, bytes).await?;
         }
     }
-    mine.latency(ours).await?;
-    if let Some(peer) = peer.as_deref_mut() {
-        theirs.latency(peer).await?;
-    }
     let has_peer = peer.is_some();
 
     println!("\n{} MiB each, {} round(s), QEMU", options.mib, options.rounds);
     println!("{:<32}{:>10}{:>10}{:>18}", "", "MB/s", "to raw", "containerd MB/s");
     println!("{:<32}{:>10.0}{:>10.2}", "raw vsock, out of the box", raw_out.rate(bytes), 1.0);
+    let (rate, ratio) = (raw_piped.rate(bytes), raw_out.ratio_to(&raw_piped));
+    println!("{:<32}{rate:>10.0}{ratio:>10.2}", "raw vsock behind a pipe");
     println!("{:<32}{:>10.0}{:>10.2}", "raw vsock, into the box", raw_in.rate(bytes), 1.0);
     for (index, (flow, label)) in FLOWS.iter().enumerate() {
         let raw = if *flow == Flow::ForwardIn { &raw_in } else { &raw_out };
@@ -206,6 +205,10 @@ async fn measure(
             print!("{:>18.0}", theirs.flows[index].rate(bytes));
         }
         println!();
+    }
+    mine.latency(ours).await?;
+    if let Some(peer) = peer.as_deref_mut() {
+        theirs.latency(peer).await?;
     }
     println!("\nexec, from connecting to the first byte, ms");
     println!("{:<32}{:>10}{:>10}{:>18}{:>10}", "", "median", "p99", "containerd median", "p99");

@@ -9,15 +9,15 @@
 //! pump serve tcp PORT      answers orders on 127.0.0.1
 //! ```
 //!
-//! An order is `s` or `r` and a count of eight big-endian bytes. After `s` that many bytes are sent, after `r` that many
-//! are read and then answered with one byte. Counts, not ends of streams: not every VMM passes those on.
+//! An order is a letter and a count of eight big-endian bytes. After `s` that many bytes are sent, after `p` as well but
+//! from a pipe that another process writes; after `r` that many are read and then answered with one byte. Counts, not ends of streams: not every VMM passes those on.
 
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -73,6 +73,22 @@ fn send(to: &mut impl Write, mut count: u64, piece: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// What any program does that sends another one's output: read its pipe, write what came.
+fn send_piped(to: &mut impl Write, count: u64, piece: usize) -> io::Result<()> {
+    let mut writer =
+        Command::new("/proc/self/exe").args(["bytes", &count.to_string()]).stdout(Stdio::piped()).spawn()?;
+    let mut pipe = writer.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match pipe.read(&mut buffer)? {
+            0 => break,
+            some => buffer[..some].chunks(piece).try_for_each(|bytes| to.write_all(bytes))?,
+        }
+    }
+    writer.wait()?;
+    Ok(())
+}
+
 fn lines(count: u64, width: usize) -> io::Result<()> {
     let mut line = vec![b'x'; width.max(1)];
     line[width.max(1) - 1] = b'\n';
@@ -110,9 +126,16 @@ fn obey(mut connection: impl Read + Write, piece: usize) -> io::Result<()> {
         let mut order = [0; 9];
         connection.read_exact(&mut order)?;
         let mut count = u64::from_be_bytes(order[1..].try_into().expect("eight of nine bytes"));
-        if order[0] == b's' {
-            send(&mut connection, count, piece)?;
-            continue;
+        match order[0] {
+            b's' => {
+                send(&mut connection, count, piece)?;
+                continue;
+            }
+            b'p' => {
+                send_piped(&mut connection, count, piece)?;
+                continue;
+            }
+            _ => {}
         }
         while count > 0 {
             let room = count.min(buffer.len() as u64) as usize;

@@ -22,6 +22,10 @@ use super::buffer::{BeyondEnd, OutputBuffer};
 /// last byte.
 const QUIET: Duration = Duration::from_millis(200);
 
+/// Room for what the process writes while the agent sends: with the kernel's usual 64 KiB the two wait for each other at
+/// every turn. Memory is used only for what is in it.
+const PIPE_SIZE: usize = 256 * 1024;
+
 /// Where the stream is. Only ever moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
@@ -58,6 +62,8 @@ impl Output {
     /// Starts the pump on our end of a pipe or on a terminal's master.
     pub fn start(pipe: OwnedFd) -> io::Result<Arc<Self>> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
+        // A terminal has no such size.
+        let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE_SIZE);
         let pipe = crate::sys::poll(pipe, Interest::READABLE)?;
         let start = Progress { source: Source::Live, base: 0, end: 0, connection: 0, attached: 0 };
         let output = Arc::new(Self { buffer: Mutex::default(), progress: watch::Sender::new(start) });

@@ -28,6 +28,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     Out,
+    /// Out, after a pipe from another process.
+    PipedOut,
     In,
 }
 
@@ -36,6 +38,7 @@ impl Direction {
     pub(crate) fn order(self, bytes: u64) -> Vec<u8> {
         let letter = match self {
             Self::Out => b's',
+            Self::PipedOut => b'p',
             Self::In => b'r',
         };
         [&[letter][..], &bytes.to_be_bytes()].concat()
@@ -178,7 +181,7 @@ impl Pod {
             let started = Instant::now();
             data.writer.write_all(&direction.order(bytes)).await?;
             let expected = match direction {
-                Direction::Out => bytes,
+                Direction::Out | Direction::PipedOut => bytes,
                 Direction::In => {
                     let piece = vec![b'x'; PIECE];
                     for _ in 0..bytes / PIECE as u64 {

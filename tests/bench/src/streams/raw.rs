@@ -55,7 +55,7 @@ impl Vsock {
         let started = Instant::now();
         self.0.write_all(&direction.order(bytes))?;
         match direction {
-            Direction::Out => self.take(bytes)?,
+            Direction::Out | Direction::PipedOut => self.take(bytes)?,
             Direction::In => {
                 let piece = vec![b'x'; PIECE];
                 for _ in 0..bytes / PIECE as u64 {
