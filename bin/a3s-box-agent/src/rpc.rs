@@ -128,8 +128,7 @@ impl Agent for Service {
     }
 
     async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
-        let sessions = self.stats.collect(&self.table, request.into_inner().session_ids).await;
-        Ok(Response::new(StatsResponse { sessions }))
+        Ok(Response::new(self.stats.collect(&self.table, request.into_inner().session_ids).await))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {

@@ -41,6 +41,30 @@ pub struct Interface {
     pub tap: String,
 }
 
+/// What one of a pod's interfaces has carried since it was made, as the pod sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InterfaceUsage {
+    /// The name in the guest.
+    pub name: String,
+    /// Into the pod.
+    pub received: Traffic,
+    /// Out of the pod.
+    pub sent: Traffic,
+}
+
+/// Counters of one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets that were broken.
+    pub errors: u64,
+    /// Packets that there was no room for.
+    pub dropped: u64,
+}
+
 /// A pod's network after a successful set-up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNetwork {

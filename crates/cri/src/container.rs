@@ -11,10 +11,10 @@ use crate::convert::{InvalidRequest, required, status};
 use crate::error::{CriError, gone_is_success};
 use crate::filter::shows_container;
 use crate::proto::{
-    ContainerConfig, ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
-    CreateContainerResponse, ListContainersRequest, ListContainersResponse, PodSandboxConfig,
-    RemoveContainerRequest, RemoveContainerResponse, ReopenContainerLogRequest, ReopenContainerLogResponse,
-    StartContainerRequest, StartContainerResponse, StopContainerRequest, StopContainerResponse,
+    Container, ContainerConfig, ContainerFilter, ContainerStatusRequest, ContainerStatusResponse,
+    CreateContainerRequest, CreateContainerResponse, PodSandboxConfig, RemoveContainerRequest,
+    RemoveContainerResponse, ReopenContainerLogRequest, ReopenContainerLogResponse, StartContainerRequest,
+    StartContainerResponse, StopContainerRequest, StopContainerResponse,
 };
 use crate::service::{CriService, seconds};
 
@@ -81,19 +81,14 @@ impl CriService {
         Ok(RemoveContainerResponse {})
     }
 
-    pub(crate) fn list_containers(
-        &self,
-        request: ListContainersRequest,
-    ) -> Result<ListContainersResponse, CriError> {
-        let filter = request.filter.unwrap_or_default();
-        let containers = self
-            .boxes
+    pub(crate) fn list_containers(&self, filter: Option<ContainerFilter>) -> Vec<Container> {
+        let filter = filter.unwrap_or_default();
+        self.boxes
             .list_sessions()
             .iter()
             .map(|state| status::container(state, self.shown_image(state)))
             .filter(|item| shows_container(&filter, item))
-            .collect();
-        Ok(ListContainersResponse { containers })
+            .collect()
     }
 
     pub(crate) fn container_status(

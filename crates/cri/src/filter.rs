@@ -4,9 +4,11 @@
 
 use std::collections::HashMap;
 
-use a3s_box_runtime::SessionStatus;
+use a3s_box_runtime::{BoxStatus, SessionStatus};
 
-use crate::proto::{Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter};
+use crate::proto::{
+    Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter, PodSandboxStatsFilter,
+};
 
 /// Whether a list of pod sandboxes shows `item`.
 pub fn shows_sandbox(filter: &PodSandboxFilter, item: &PodSandbox) -> bool {
@@ -28,6 +30,13 @@ pub fn shows_stats(filter: &ContainerStatsFilter, state: &SessionStatus) -> bool
     let labels = &state.spec.labels;
     state.id.as_str().starts_with(&filter.id)
         && state.box_id.as_str().starts_with(&filter.pod_sandbox_id)
+        && filter.label_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Whether a list of statistics shows a box.
+pub fn shows_sandbox_stats(filter: &PodSandboxStatsFilter, state: &BoxStatus) -> bool {
+    let labels = &state.spec.labels;
+    state.id.as_str().starts_with(&filter.id)
         && filter.label_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

@@ -11,21 +11,20 @@ use a3s_box_image::reference::Reference;
 use crate::convert::{InvalidRequest, image as convert, non_empty, required};
 use crate::error::CriError;
 use crate::proto::{
-    FilesystemIdentifier, FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
-    ImageStatusRequest, ImageStatusResponse, ListImagesRequest, ListImagesResponse, PullImageRequest,
-    PullImageResponse, RemoveImageRequest, RemoveImageResponse, UInt64Value,
+    FilesystemIdentifier, FilesystemUsage, Image, ImageFilter, ImageFsInfoRequest, ImageFsInfoResponse,
+    ImageSpec, ImageStatusRequest, ImageStatusResponse, PullImageRequest, PullImageResponse,
+    RemoveImageRequest, RemoveImageResponse, UInt64Value,
 };
 use crate::service::{CriService, json, now_ns};
 
 impl CriService {
-    pub(crate) fn list_images(&self, request: ListImagesRequest) -> Result<ListImagesResponse, CriError> {
-        let wanted =
-            request.filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
+    pub(crate) fn list_images(&self, filter: Option<ImageFilter>) -> Result<Vec<Image>, CriError> {
+        let wanted = filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
         let records = match wanted.as_str() {
             "" => self.images.list(),
             name => self.images.find(name)?.into_iter().collect(),
         };
-        Ok(ListImagesResponse { images: records.iter().map(convert::image).collect() })
+        Ok(records.iter().map(convert::image).collect())
     }
 
     pub(crate) fn image_status(&self, request: ImageStatusRequest) -> Result<ImageStatusResponse, CriError> {

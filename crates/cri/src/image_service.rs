@@ -1,11 +1,12 @@
-//! One line per RPC of ImageService: which function answers, or that none does yet.
+//! One line per RPC of ImageService: which function answers.
 
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use crate::batches::batches;
 use crate::proto::image_service_server::ImageService;
 use crate::proto::*;
-use crate::service::{CriService, answer, unimplemented};
+use crate::service::{CriService, answer};
 
 #[tonic::async_trait]
 impl ImageService for CriService {
@@ -15,14 +16,21 @@ impl ImageService for CriService {
         &self,
         request: Request<ListImagesRequest>,
     ) -> Result<Response<ListImagesResponse>, Status> {
-        answer("ListImages", async { self.list_images(request.into_inner()) }).await
+        answer("ListImages", async {
+            Ok(ListImagesResponse { images: self.list_images(request.into_inner().filter)? })
+        })
+        .await
     }
 
     async fn stream_images(
         &self,
-        _request: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        unimplemented("StreamImages")
+        answer("StreamImages", async {
+            let items = self.list_images(request.into_inner().filter)?;
+            Ok(batches(items, |images| StreamImagesResponse { images }))
+        })
+        .await
     }
 
     async fn image_status(

@@ -12,6 +12,7 @@
 //! and its outcome put into a message. Changes go on in the runtime's own tasks when a client goes away;
 //! a pull stops, and what it has finished stays for the next one.
 
+mod batches;
 pub mod client;
 mod container;
 pub mod convert;

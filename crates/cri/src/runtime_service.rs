@@ -3,6 +3,7 @@
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use crate::batches::batches;
 use crate::proto::runtime_service_server::RuntimeService;
 use crate::proto::*;
 use crate::service::{CriService, answer, unimplemented};
@@ -70,14 +71,21 @@ impl RuntimeService for CriService {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Result<Response<ListPodSandboxResponse>, Status> {
-        answer("ListPodSandbox", async { self.list_sandboxes(request.into_inner()) }).await
+        answer("ListPodSandbox", async {
+            Ok(ListPodSandboxResponse { items: self.list_sandboxes(request.into_inner().filter) })
+        })
+        .await
     }
 
     async fn stream_pod_sandboxes(
         &self,
-        _request: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        unimplemented("StreamPodSandboxes")
+        answer("StreamPodSandboxes", async {
+            let items = self.list_sandboxes(request.into_inner().filter);
+            Ok(batches(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+        })
+        .await
     }
 
     async fn update_pod_sandbox_resources(
@@ -119,14 +127,21 @@ impl RuntimeService for CriService {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
-        answer("ListContainers", async { self.list_containers(request.into_inner()) }).await
+        answer("ListContainers", async {
+            Ok(ListContainersResponse { containers: self.list_containers(request.into_inner().filter) })
+        })
+        .await
     }
 
     async fn stream_containers(
         &self,
-        _request: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        unimplemented("StreamContainers")
+        answer("StreamContainers", async {
+            let items = self.list_containers(request.into_inner().filter);
+            Ok(batches(items, |containers| StreamContainersResponse { containers }))
+        })
+        .await
     }
 
     async fn container_status(
@@ -183,56 +198,79 @@ impl RuntimeService for CriService {
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        answer("ListContainerStats", self.list_container_stats(request.into_inner())).await
+        answer("ListContainerStats", async {
+            let stats = self.list_container_stats(request.into_inner().filter).await?;
+            Ok(ListContainerStatsResponse { stats })
+        })
+        .await
     }
 
     async fn stream_container_stats(
         &self,
-        _request: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unimplemented("StreamContainerStats")
+        answer("StreamContainerStats", async {
+            let items = self.list_container_stats(request.into_inner().filter).await?;
+            Ok(batches(items, |container_stats| StreamContainerStatsResponse { container_stats }))
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        unimplemented("PodSandboxStats")
+        answer("PodSandboxStats", self.pod_sandbox_stats(request.into_inner())).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        unimplemented("ListPodSandboxStats")
+        answer("ListPodSandboxStats", async {
+            let stats = self.list_pod_sandbox_stats(request.into_inner().filter).await?;
+            Ok(ListPodSandboxStatsResponse { stats })
+        })
+        .await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unimplemented("StreamPodSandboxStats")
+        answer("StreamPodSandboxStats", async {
+            let items = self.list_pod_sandbox_stats(request.into_inner().filter).await?;
+            Ok(batches(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+        })
+        .await
     }
 
     async fn list_metric_descriptors(
         &self,
         _request: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        unimplemented("ListMetricDescriptors")
+        answer("ListMetricDescriptors", async { Ok(Self::list_metric_descriptors()) }).await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        unimplemented("ListPodSandboxMetrics")
+        answer("ListPodSandboxMetrics", async {
+            Ok(ListPodSandboxMetricsResponse { pod_metrics: self.list_pod_sandbox_metrics().await? })
+        })
+        .await
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unimplemented("StreamPodSandboxMetrics")
+        answer("StreamPodSandboxMetrics", async {
+            let items = self.list_pod_sandbox_metrics().await?;
+            Ok(batches(items, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
+        })
+        .await
     }
 
     async fn get_container_events(

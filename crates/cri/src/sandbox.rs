@@ -8,9 +8,9 @@ use crate::convert::{sandbox::box_spec, status};
 use crate::error::{CriError, gone_is_success};
 use crate::filter::shows_sandbox;
 use crate::proto::{
-    ListPodSandboxRequest, ListPodSandboxResponse, PodSandboxStatusRequest, PodSandboxStatusResponse,
-    RemovePodSandboxRequest, RemovePodSandboxResponse, RunPodSandboxRequest, RunPodSandboxResponse,
-    StopPodSandboxRequest, StopPodSandboxResponse,
+    PodSandbox, PodSandboxFilter, PodSandboxStatusRequest, PodSandboxStatusResponse, RemovePodSandboxRequest,
+    RemovePodSandboxResponse, RunPodSandboxRequest, RunPodSandboxResponse, StopPodSandboxRequest,
+    StopPodSandboxResponse,
 };
 use crate::service::{CriService, now_ns};
 
@@ -65,20 +65,15 @@ impl CriService {
 
     /// Boxes in the making are not shown: kubelet takes every listed sandbox that is not ready for a dead
     /// one, and would make another instead of joining the attempt in flight.
-    pub(crate) fn list_sandboxes(
-        &self,
-        request: ListPodSandboxRequest,
-    ) -> Result<ListPodSandboxResponse, CriError> {
-        let filter = request.filter.unwrap_or_default();
-        let items = self
-            .boxes
+    pub(crate) fn list_sandboxes(&self, filter: Option<PodSandboxFilter>) -> Vec<PodSandbox> {
+        let filter = filter.unwrap_or_default();
+        self.boxes
             .list_boxes()
             .iter()
             .filter(|state| was_ready(&state.phase))
             .map(status::sandbox)
             .filter(|item| shows_sandbox(&filter, item))
-            .collect();
-        Ok(ListPodSandboxResponse { items })
+            .collect()
     }
 }
 

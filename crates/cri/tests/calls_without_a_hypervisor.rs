@@ -192,23 +192,43 @@ async fn calls_of_later_versions_say_their_name() {
     }
     all!(
         update_runtime_config(UpdateRuntimeConfigRequest) => "UpdateRuntimeConfig",
-        stream_pod_sandboxes(StreamPodSandboxesRequest) => "StreamPodSandboxes",
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) => "UpdatePodSandboxResources",
-        stream_containers(StreamContainersRequest) => "StreamContainers",
         update_container_resources(UpdateContainerResourcesRequest) => "UpdateContainerResources",
-        stream_container_stats(StreamContainerStatsRequest) => "StreamContainerStats",
-        pod_sandbox_stats(PodSandboxStatsRequest) => "PodSandboxStats",
-        list_pod_sandbox_stats(ListPodSandboxStatsRequest) => "ListPodSandboxStats",
-        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) => "StreamPodSandboxStats",
-        list_metric_descriptors(ListMetricDescriptorsRequest) => "ListMetricDescriptors",
-        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) => "ListPodSandboxMetrics",
-        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) => "StreamPodSandboxMetrics",
         checkpoint_container(CheckpointContainerRequest) => "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) => "CheckpointPod",
         restore_pod(RestorePodRequest) => "RestorePod",
     );
-    let status = served.images.stream_images(StreamImagesRequest::default()).await.map(drop).unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn streamed_lists_of_nothing_end_at_once() {
+    let mut served = Served::start().await;
+    let runtime = &mut served.runtime;
+    macro_rules! empty {
+        ($($call:expr),+ $(,)?) => {$(
+            let mut stream = $call.await.unwrap().into_inner();
+            assert_eq!(stream.message().await.unwrap(), None);
+        )+};
+    }
+    empty!(
+        runtime.stream_pod_sandboxes(StreamPodSandboxesRequest::default()),
+        runtime.stream_containers(StreamContainersRequest::default()),
+        runtime.stream_container_stats(StreamContainerStatsRequest::default()),
+        runtime.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default()),
+        runtime.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest::default()),
+        served.images.stream_images(StreamImagesRequest::default()),
+    );
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn statistics_of_an_unknown_pod_are_not_found() {
+    let mut served = Served::start().await;
+    let ask = |id: &str| PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() };
+    let code = |answer: Result<_, tonic::Status>| answer.map(drop).unwrap_err().code();
+    assert_eq!(code(served.runtime.pod_sandbox_stats(ask(UNKNOWN)).await), Code::NotFound);
+    assert_eq!(code(served.runtime.pod_sandbox_stats(ask("")).await), Code::InvalidArgument);
     served.stop().await;
 }
 

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use a3s_box_core::BoxId;
-use a3s_box_core::network::PodNetwork;
+use a3s_box_core::network::{InterfaceUsage, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 use a3s_box_net::{NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownRequest};
 use a3s_box_runtime::network::NetworkFault;
@@ -50,6 +50,10 @@ impl PodNetworks for Cni {
             None => Ok(()),
             Some(first) => Err(NetworkFault(Box::new(first))),
         }
+    }
+
+    async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault> {
+        a3s_box_net::usage(network).await.map_err(|error| NetworkFault(Box::new(error)))
     }
 
     fn readiness(&self) -> NetworkReadiness {

@@ -25,6 +25,7 @@ mod record;
 mod status;
 pub mod tap;
 mod turns;
+mod usage;
 mod view;
 
 pub use attach::AttachError;
@@ -32,3 +33,4 @@ pub use config::{NetConfig, NetMode};
 pub use pods::{PodNetworking, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest};
 pub use record::RecordError;
 pub use status::NetworkStatus;
+pub use usage::usage;

@@ -47,12 +47,12 @@ pub enum NetnsError {
 
 /// Makes a namespace and mounts it at `path`. What a previous attempt left there is removed first.
 pub(crate) async fn create(path: &Path, turn: &Turn) -> Result<(), NetnsError> {
-    on_thread(path, turn, create_here).await?
+    on_thread(path, Some(turn), create_here).await?
 }
 
 /// Unmounts and removes what is at `path`. Nothing there is success.
 pub(crate) async fn remove(path: &Path, turn: &Turn) -> Result<(), NetnsError> {
-    on_thread(path, turn, remove_here).await?
+    on_thread(path, Some(turn), remove_here).await?
 }
 
 /// Whether a namespace is mounted at `path`.
@@ -66,25 +66,43 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    on_thread(path, turn, move |path| {
-        if !exists(path) {
-            return Err(NetnsError::Absent { path: path.to_owned() });
-        }
-        let file = File::open(path).map_err(|e| step(path, "open it", e))?;
-        setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| step(path, "enter it", e.into()))?;
+    on_thread(path, Some(turn), move |path| {
+        enter(path)?;
         Ok(work())
     })
     .await?
 }
 
+/// Reads something inside the namespace at `path`, whoever else is at work there. `what` is a verb phrase for errors.
+pub(crate) async fn read_inside<T, F>(path: &Path, what: &'static str, read: F) -> Result<T, NetnsError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> io::Result<T> + Send + 'static,
+{
+    on_thread(path, None, move |path| {
+        enter(path)?;
+        read().map_err(|e| step(path, what, e))
+    })
+    .await?
+}
+
+/// Moves the thread into the namespace at `path`.
+fn enter(path: &Path) -> Result<(), NetnsError> {
+    if !exists(path) {
+        return Err(NetnsError::Absent { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(|e| step(path, "open it", e))?;
+    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| step(path, "enter it", e.into()))
+}
+
 /// A caller that stops waiting does not stop the work: the thread finishes by itself, and the turn with it.
-async fn on_thread<T, F>(path: &Path, turn: &Turn, work: F) -> Result<T, NetnsError>
+async fn on_thread<T, F>(path: &Path, turn: Option<&Turn>, work: F) -> Result<T, NetnsError>
 where
     T: Send + 'static,
     F: FnOnce(&Path) -> T + Send + 'static,
 {
     let (sender, receiver) = oneshot::channel();
-    let (owned, turn) = (path.to_owned(), turn.clone());
+    let (owned, turn) = (path.to_owned(), turn.cloned());
     std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {

@@ -19,9 +19,9 @@ use a3s_box_protocol::proto::agent_client::AgentClient;
 use a3s_box_protocol::proto::start_failure::Cause;
 use a3s_box_protocol::proto::{
     ConfigureSandboxRequest, CreateSessionRequest, DeleteSessionRequest, ExecRequest, ExitStatus,
-    ListSessionsRequest, ResizeTerminalRequest, SessionState, SessionStats, ShutdownRequest,
-    SignalExecRequest, SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse,
-    StatsRequest, WaitExecRequest, WaitSessionRequest,
+    ListSessionsRequest, ResizeTerminalRequest, SessionState, ShutdownRequest, SignalExecRequest,
+    SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse, StatsRequest,
+    StatsResponse, WaitExecRequest, WaitSessionRequest,
 };
 use a3s_box_vmm::Machine;
 
@@ -172,13 +172,13 @@ impl Agent {
         self.bounded("ResizeTerminal", client.resize_terminal(request)).await.map(drop)
     }
 
-    /// What these sessions use. Asked often and in bulk, so a box that is silent is given up sooner than elsewhere.
-    pub(crate) async fn stats(&self, session_ids: Vec<String>) -> Result<Vec<SessionStats>, AgentError> {
+    /// What these sessions use, and the pod. Asked often and in bulk, so a box that is silent is given up sooner than elsewhere.
+    pub(crate) async fn stats(&self, session_ids: Vec<String>) -> Result<StatsResponse, AgentError> {
         let mut client = self.client.clone();
         let limit = self.limit.min(STATS_LIMIT);
         let answer = client.stats(StatsRequest { session_ids });
         match tokio::time::timeout(limit, answer).await {
-            Ok(result) => answered("Stats", result).map(|answer| answer.sessions),
+            Ok(result) => answered("Stats", result),
             Err(_) => Err(AgentError::Timeout { call: "Stats", limit }),
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
+use a3s_box_core::network::InterfaceUsage;
 use a3s_box_core::spec::{BoxSpec, SessionSpec};
 use a3s_box_core::{BoxId, SessionId};
 
@@ -107,23 +108,78 @@ pub struct NetworkReadiness {
     pub message: String,
 }
 
-/// What a session uses, with everything that runs in it. Counters are sums since its start and never go backwards.
+/// What a session uses, with everything that runs in it.
+pub type SessionUsage = Usage<SessionId>;
+
+/// What a box uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionUsage {
-    /// The session.
-    pub id: SessionId,
+pub struct BoxUsage {
+    /// The box.
+    pub id: BoxId,
+    /// When the figures were read, by the host's clock: nanoseconds since the epoch.
+    pub at_ns: i64,
+    /// All of its sessions together, with those that are no more. `None` with an agent that does not say it.
+    pub total: Option<Usage<BoxId>>,
+    /// Its interfaces, the primary one first; empty without a network and when the box is not up.
+    pub network: Vec<InterfaceUsage>,
+    /// Those of its sessions of which something is known.
+    pub sessions: Vec<SessionUsage>,
+}
+
+/// What a session, or a box, uses. Counters are sums since its start and never go backwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage<Id> {
+    /// Whose figures these are.
+    pub id: Id,
     /// When the figures were read, by the host's clock: nanoseconds since the epoch.
     pub at_ns: i64,
     /// Processor time.
     pub cpu: CpuUsage,
     /// Memory.
     pub memory: MemoryUsage,
-    /// Processes and threads that exist.
-    pub pids: u64,
+    /// Processes that exist; of a box those at its top only.
+    pub processes: u64,
+    /// Their threads, with those of a box's sessions.
+    pub threads: u64,
     /// Traffic with block devices.
     pub io: IoUsage,
-    /// What it has written; `None` until it could be measured.
+    /// Time in which it waited.
+    pub pressure: Pressures,
+    /// What a session has written; `None` until it could be measured, and for a box.
     pub writable_layer: Option<WritableLayerUsage>,
+}
+
+/// Pressure stall information (the kernel's Documentation/accounting/psi.rst); `None` where a guest does not measure it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pressures {
+    /// Waiting for a processor.
+    pub cpu: Option<Pressure>,
+    /// Waiting for memory.
+    pub memory: Option<Pressure>,
+    /// Waiting for a block device.
+    pub io: Option<Pressure>,
+}
+
+/// Waiting for one resource.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Time in which at least one process waited.
+    pub some: Stall,
+    /// Time in which all waited at once.
+    pub full: Stall,
+}
+
+/// Time spent waiting.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stall {
+    /// Microseconds since the start.
+    pub total_us: u64,
+    /// Hundredths of a percent of the last 10 seconds.
+    pub avg10: u32,
+    /// Of the last 60 seconds.
+    pub avg60: u32,
+    /// Of the last 300 seconds.
+    pub avg300: u32,
 }
 
 /// Processor time, over all CPUs.
@@ -135,6 +191,12 @@ pub struct CpuUsage {
     pub user_ns: u64,
     /// Those of them in the guest's kernel.
     pub system_ns: u64,
+    /// Periods of the CPU limit in which something ran.
+    pub periods: u64,
+    /// Those of them in which the limit was used up.
+    pub throttled_periods: u64,
+    /// Nanoseconds waited for the next period then.
+    pub throttled_ns: u64,
     /// Nanoseconds per second of late; `None` until there are two samples with some time between them.
     pub nano_cores: Option<u64>,
 }
@@ -158,6 +220,22 @@ pub struct MemoryUsage {
     pub swap_bytes: u64,
     /// What the limit leaves of swap; `None` without a limit, and in a guest that cannot swap.
     pub swap_available_bytes: Option<u64>,
+    /// The most that usage ever was.
+    pub peak_bytes: u64,
+    /// Pages of files.
+    pub file_bytes: u64,
+    /// Those of them that are mapped.
+    pub mapped_file_bytes: u64,
+    /// Those of them that were used of late.
+    pub active_file_bytes: u64,
+    /// Those of them that were not.
+    pub inactive_file_bytes: u64,
+    /// The guest kernel's own for it.
+    pub kernel_bytes: u64,
+    /// How often the limit was met.
+    pub limit_hits: u64,
+    /// How often a process was killed for want of memory.
+    pub oom_kills: u64,
 }
 
 /// Traffic with block devices since the start.

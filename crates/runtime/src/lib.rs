@@ -37,8 +37,8 @@ mod streams;
 mod text;
 
 pub use api::{
-    BoxStatus, CpuUsage, ExecOutput, IoUsage, MemoryUsage, NetworkReadiness, ResolvedUser, SessionStatus,
-    SessionUsage, Stage, WritableLayerUsage,
+    BoxStatus, BoxUsage, CpuUsage, ExecOutput, IoUsage, MemoryUsage, NetworkReadiness, Pressure, Pressures,
+    ResolvedUser, SessionStatus, SessionUsage, Stage, Stall, Usage, WritableLayerUsage,
 };
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;

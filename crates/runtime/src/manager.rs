@@ -59,6 +59,7 @@ impl BoxManager {
             vmm,
             registry: Registry::default(),
             figures: Figures::default(),
+            box_figures: Figures::default(),
             events: Events::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),

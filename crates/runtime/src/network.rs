@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use a3s_box_core::BoxId;
-use a3s_box_core::network::PodNetwork;
+use a3s_box_core::network::{InterfaceUsage, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 
 use crate::api::NetworkReadiness;
@@ -24,6 +24,9 @@ pub trait PodNetworks: Send + Sync + 'static {
 
     /// Takes it away again. "Already gone" is success.
     async fn teardown(&self, id: &BoxId, spec: &BoxSpec) -> Result<(), NetworkFault>;
+
+    /// What the interfaces of a box have carried, in their order.
+    async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault>;
 
     /// Whether pods can be connected now.
     fn readiness(&self) -> NetworkReadiness;

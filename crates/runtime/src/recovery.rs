@@ -120,6 +120,7 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
     let live = Arc::new(LiveBox {
         agent: Agent::new(machine.clone(), shared.config.call_limit),
         facts: BoxFacts::of(&record),
+        network: record.network.clone(),
         machine,
     });
     let states = match tokio::time::timeout(LIST_LIMIT, live.agent.list_sessions()).await {

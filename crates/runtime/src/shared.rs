@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use a3s_box_core::SessionId;
+use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::Vmm;
 
 use crate::config::RuntimeConfig;
@@ -23,7 +23,8 @@ pub(crate) struct Shared {
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) scratches: Scratches,
     pub(crate) registry: Registry,
-    pub(crate) figures: Figures,
+    pub(crate) figures: Figures<SessionId>,
+    pub(crate) box_figures: Figures<BoxId>,
     pub(crate) events: Events,
     pub(crate) tasks: TaskTracker,
     /// The daemon ends: tasks stop where they are, boxes run on.

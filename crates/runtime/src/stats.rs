@@ -5,37 +5,43 @@
 //! be told when its box no longer can.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use a3s_box_core::SessionId;
 use a3s_box_protocol::proto;
 
-use crate::api::{CpuUsage, IoUsage, MemoryUsage, SessionUsage, WritableLayerUsage};
+use crate::api::{CpuUsage, IoUsage, MemoryUsage, Pressure, Pressures, Stall, Usage, WritableLayerUsage};
 
 /// A rate over less time than this says little.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The last figures of each session.
-#[derive(Debug, Default)]
-pub(crate) struct Figures(Mutex<HashMap<SessionId, Kept>>);
+/// The last figures of each session, or of each box.
+#[derive(Debug)]
+pub(crate) struct Figures<Id>(Mutex<HashMap<Id, Kept<Id>>>);
+
+impl<Id> Default for Figures<Id> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
 
 #[derive(Debug)]
-struct Kept {
-    usage: SessionUsage,
+struct Kept<Id> {
+    usage: Usage<Id>,
     /// Where the current window began: when, and the processor time used by then.
     window: (Instant, u64),
     /// Of the last window that is complete.
     nano_cores: Option<u64>,
 }
 
-impl Figures {
-    fn kept(&self) -> MutexGuard<'_, HashMap<SessionId, Kept>> {
+impl<Id: Clone + Eq + Hash> Figures<Id> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<Id, Kept<Id>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes up what a guest says of a session, read at `now`; what is to be told of it.
-    pub(crate) fn update(&self, mut usage: SessionUsage, now: Instant) -> SessionUsage {
+    /// Takes up what a guest says, read at `now`; what is to be told of it.
+    pub(crate) fn update(&self, mut usage: Usage<Id>, now: Instant) -> Usage<Id> {
         let mut kept = self.kept();
         let (window, nano_cores) = match kept.get(&usage.id) {
             Some(last) => {
@@ -50,17 +56,17 @@ impl Figures {
     }
 
     /// What was told last.
-    pub(crate) fn last(&self, id: &SessionId) -> Option<SessionUsage> {
+    pub(crate) fn last(&self, id: &Id) -> Option<Usage<Id>> {
         self.kept().get(id).map(|kept| kept.usage.clone())
     }
 
-    /// Forgets sessions that no longer exist.
-    pub(crate) fn retain(&self, existing: &HashSet<SessionId>) {
+    /// Forgets what no longer exists.
+    pub(crate) fn retain(&self, existing: &HashSet<Id>) {
         self.kept().retain(|id, _| existing.contains(id));
     }
 }
 
-fn advance(last: &Kept, usage_ns: u64, now: Instant) -> ((Instant, u64), Option<u64>) {
+fn advance<Id>(last: &Kept<Id>, usage_ns: u64, now: Instant) -> ((Instant, u64), Option<u64>) {
     let (began, used) = last.window;
     let span = now.saturating_duration_since(began);
     if span < WINDOW {
@@ -71,39 +77,57 @@ fn advance(last: &Kept, usage_ns: u64, now: Instant) -> ((Instant, u64), Option<
 }
 
 /// Lifts every counter to where it was.
-fn keep_counting(usage: &mut SessionUsage, last: &SessionUsage) {
+fn keep_counting<Id>(usage: &mut Usage<Id>, last: &Usage<Id>) {
     let lift = |value: &mut u64, last: u64| *value = (*value).max(last);
     lift(&mut usage.cpu.usage_ns, last.cpu.usage_ns);
     lift(&mut usage.cpu.user_ns, last.cpu.user_ns);
     lift(&mut usage.cpu.system_ns, last.cpu.system_ns);
+    lift(&mut usage.cpu.periods, last.cpu.periods);
+    lift(&mut usage.cpu.throttled_periods, last.cpu.throttled_periods);
+    lift(&mut usage.cpu.throttled_ns, last.cpu.throttled_ns);
     lift(&mut usage.memory.page_faults, last.memory.page_faults);
     lift(&mut usage.memory.major_page_faults, last.memory.major_page_faults);
+    lift(&mut usage.memory.peak_bytes, last.memory.peak_bytes);
+    lift(&mut usage.memory.limit_hits, last.memory.limit_hits);
+    lift(&mut usage.memory.oom_kills, last.memory.oom_kills);
     lift(&mut usage.io.read_bytes, last.io.read_bytes);
     lift(&mut usage.io.written_bytes, last.io.written_bytes);
     lift(&mut usage.io.reads, last.io.reads);
     lift(&mut usage.io.writes, last.io.writes);
+    for (now, last) in [
+        (&mut usage.pressure.cpu, &last.pressure.cpu),
+        (&mut usage.pressure.memory, &last.pressure.memory),
+        (&mut usage.pressure.io, &last.pressure.io),
+    ] {
+        if let (Some(now), Some(last)) = (now, last) {
+            lift(&mut now.some.total_us, last.some.total_us);
+            lift(&mut now.full.total_us, last.full.total_us);
+        }
+    }
 }
 
-/// A guest's words about a session as ours, at the host's time. A file that the guest could not read is the last figure, or
-/// zero.
-pub(crate) fn from_wire(
-    id: SessionId,
+/// A guest's words as ours, at the host's time. A file that the guest could not read is the last figure, or zero.
+pub(crate) fn from_wire<Id>(
+    id: Id,
     at_ns: i64,
     stats: &proto::SessionStats,
-    last: Option<SessionUsage>,
+    last: Option<Usage<Id>>,
     writable_layer_on: std::path::PathBuf,
-) -> SessionUsage {
+) -> Usage<Id> {
     let (cpu, memory, io, layer) = match last {
         Some(last) => (last.cpu, last.memory, last.io, last.writable_layer),
         None => Default::default(),
     };
-    SessionUsage {
+    Usage {
         id,
         at_ns,
         cpu: stats.cpu.map_or(cpu, |cpu| CpuUsage {
             usage_ns: cpu.usage_ns,
             user_ns: cpu.user_ns,
             system_ns: cpu.system_ns,
+            periods: cpu.periods,
+            throttled_periods: cpu.throttled_periods,
+            throttled_ns: cpu.throttled_ns,
             nano_cores: None,
         }),
         memory: stats.memory.map_or(memory, |memory| MemoryUsage {
@@ -115,14 +139,28 @@ pub(crate) fn from_wire(
             major_page_faults: memory.major_page_faults,
             swap_bytes: memory.swap_bytes,
             swap_available_bytes: memory.swap_available_bytes,
+            peak_bytes: memory.peak_bytes,
+            file_bytes: memory.file_bytes,
+            mapped_file_bytes: memory.mapped_file_bytes,
+            active_file_bytes: memory.active_file_bytes,
+            inactive_file_bytes: memory.inactive_file_bytes,
+            kernel_bytes: memory.kernel_bytes,
+            limit_hits: memory.limit_hits,
+            oom_kills: memory.oom_kills,
         }),
-        pids: stats.pids,
+        processes: stats.processes,
+        threads: stats.pids,
         io: stats.io.map_or(io, |io| IoUsage {
             read_bytes: io.read_bytes,
             written_bytes: io.written_bytes,
             reads: io.reads,
             writes: io.writes,
         }),
+        pressure: Pressures {
+            cpu: stats.cpu_pressure.map(pressure),
+            memory: stats.memory_pressure.map(pressure),
+            io: stats.io_pressure.map(pressure),
+        },
         writable_layer: stats.writable_layer.map_or(layer, |layer| {
             Some(WritableLayerUsage {
                 disk: writable_layer_on,
@@ -133,9 +171,27 @@ pub(crate) fn from_wire(
     }
 }
 
+fn pressure(stats: proto::PressureStats) -> Pressure {
+    // More than all of the time cannot be.
+    let share = |hundredths: u32| hundredths.min(10_000);
+    let stall = |said: Option<proto::Pressure>| {
+        let said = said.unwrap_or_default();
+        Stall {
+            total_us: said.total_us,
+            avg10: share(said.avg10),
+            avg60: share(said.avg60),
+            avg300: share(said.avg300),
+        }
+    };
+    Pressure { some: stall(stats.some), full: stall(stats.full) }
+}
+
 #[cfg(test)]
 mod tests {
+    use a3s_box_core::SessionId;
+
     use super::*;
+    use crate::api::SessionUsage;
 
     fn id() -> SessionId {
         SessionId::from_random([3; 32])
@@ -150,6 +206,10 @@ mod tests {
                 ..Default::default()
             }),
             io: Some(proto::IoStats { read_bytes: cpu_ns, ..Default::default() }),
+            io_pressure: Some(proto::PressureStats {
+                some: Some(proto::Pressure { total_us: cpu_ns, avg10: u32::MAX, avg60: 5, avg300: 0 }),
+                full: None,
+            }),
             ..Default::default()
         };
         from_wire(id(), 1, &stats, None, "/scratch.img".into())
@@ -162,6 +222,9 @@ mod tests {
         let told = figures.update(usage(40), now);
         assert_eq!((told.cpu.usage_ns, told.memory.page_faults, told.io.read_bytes), (100, 100, 100));
         assert_eq!(told.memory.usage_bytes, 40);
+        let waited = told.pressure.io.as_ref().unwrap().some;
+        assert_eq!(waited, Stall { total_us: 100, avg10: 10_000, avg60: 5, avg300: 0 });
+        assert_eq!(told.pressure.cpu, None);
         assert_eq!(figures.last(&id()), Some(told));
     }
 

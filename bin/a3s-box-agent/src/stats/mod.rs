@@ -7,16 +7,18 @@ pub mod counters;
 pub mod layer;
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use a3s_box_protocol::proto::{SessionStats, WritableLayerStats};
+use a3s_box_protocol::proto::{SessionStats, StatsResponse, WritableLayerStats};
+use rustix::fs::{Mode, OFlags};
 
 use crate::paths;
 use crate::reaper::now_ns;
 use crate::session::table::Table;
-use crate::session::{Live, Phase, Session};
+use crate::session::{Phase, Session};
 
 /// The longest that one call may spend on counting files. What it does not get to keeps its last figure; the next call
 /// begins with that, because what was counted now is not due then.
@@ -40,8 +42,9 @@ struct Measured {
 }
 
 impl Collector {
-    /// The figures of the sessions that are named, or of all if none is. The disk is read on a blocking thread.
-    pub async fn collect(&self, table: &Table, ids: Vec<String>) -> Vec<SessionStats> {
+    /// The figures of the sessions that are named, or of all if none is, and of the pod. The disk is read on a blocking
+    /// thread.
+    pub async fn collect(&self, table: &Table, ids: Vec<String>) -> StatsResponse {
         let all = table.list();
         let wanted: HashSet<String> = ids.into_iter().collect();
         let collector = self.clone();
@@ -49,7 +52,8 @@ impl Collector {
             collector.forget_all_but(&all);
             let chosen = all.iter().filter(|s| wanted.is_empty() || wanted.contains(&s.id));
             let end = Instant::now() + CALL_BUDGET;
-            chosen.filter_map(|session| collector.session(session, end)).collect()
+            let sessions = chosen.filter_map(|session| collector.session(session, end)).collect();
+            StatsResponse { sessions, pod: pod() }
         };
         // A panic in there is a fault of ours; the host is told nothing rather than something wrong.
         tokio::task::spawn_blocking(collect).await.unwrap_or_default()
@@ -59,7 +63,7 @@ impl Collector {
         let mut stats = match session.phase() {
             Phase::Creating | Phase::Failed(_) => return None,
             Phase::Created(_) => not_started(),
-            Phase::Running(live) | Phase::Exited(live, _) => counted(&live),
+            Phase::Running(live) | Phase::Exited(live, _) => counted(live.cgroup.directory()),
         };
         stats.session_id.clone_from(&session.id);
         stats.at_ns = now_ns();
@@ -103,13 +107,25 @@ fn not_started() -> SessionStats {
     }
 }
 
-fn counted(live: &Live) -> SessionStats {
-    let read = |file: &str| counters::read(live.cgroup.directory(), file).ok();
+/// Counters of a cgroup go on counting what was in cgroups below it that are gone.
+fn pod() -> Option<SessionStats> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let cgroup = rustix::fs::open(paths::POD_CGROUP, flags, Mode::empty()).ok()?;
+    Some(SessionStats { at_ns: now_ns(), ..counted(cgroup.as_fd()) })
+}
+
+fn counted(cgroup: BorrowedFd<'_>) -> SessionStats {
+    let read = |file: &str| counters::read(cgroup, file).ok();
+    let pressure = |file: &str| read(file).map(|text| counters::pressure(&text));
     SessionStats {
         cpu: read("cpu.stat").map(|text| counters::cpu(&text)),
         memory: counters::memory(read),
         pids: read("pids.current").and_then(|text| counters::number(&text)).unwrap_or(0),
+        processes: read("cgroup.procs").map_or(0, |text| text.lines().count() as u64),
         io: read("io.stat").map(|text| counters::io(&text)),
+        cpu_pressure: pressure("cpu.pressure"),
+        memory_pressure: pressure("memory.pressure"),
+        io_pressure: pressure("io.pressure"),
         ..Default::default()
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod container;
 pub mod image;
+pub mod metrics;
 pub mod resources;
 pub mod sandbox;
 pub mod security;

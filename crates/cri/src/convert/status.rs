@@ -60,7 +60,7 @@ pub fn sandbox_info(state: &BoxStatus) -> HashMap<String, String> {
     HashMap::from([("info".to_owned(), info.to_string())])
 }
 
-fn metadata(identity: &PodIdentity) -> proto::PodSandboxMetadata {
+pub(super) fn metadata(identity: &PodIdentity) -> proto::PodSandboxMetadata {
     proto::PodSandboxMetadata {
         name: identity.name.clone(),
         uid: identity.uid.clone(),

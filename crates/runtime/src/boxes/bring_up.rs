@@ -186,6 +186,7 @@ impl Networked {
         let live = Arc::new(LiveBox {
             agent: Agent::new(machine.clone(), work.shared.config.call_limit),
             facts: BoxFacts::of(&work.record),
+            network: work.record.network.clone(),
             machine,
         });
         let booted = Booted { before: self, live };

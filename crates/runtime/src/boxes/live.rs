@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_box_core::lifecycle::StopCause;
+use a3s_box_core::network::PodNetwork;
 use a3s_box_vmm::{Machine, MachineExit};
 
 use crate::agent_client::Agent;
@@ -18,6 +19,7 @@ pub(crate) struct LiveBox {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) agent: Agent,
     pub(crate) facts: BoxFacts,
+    pub(crate) network: Option<PodNetwork>,
 }
 
 impl LiveBox {

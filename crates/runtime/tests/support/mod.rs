@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use tokio::runtime::Runtime;
 
 use a3s_box_core::image::{ImageConfig, Layer, ResolvedImage};
-use a3s_box_core::network::{Interface, PodNetwork};
+use a3s_box_core::network::{Interface, InterfaceUsage, PodNetwork, Traffic};
 use a3s_box_core::spec::{BoxSize, BoxSpec, MountSource, MountSpec, PodIdentity, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
 use a3s_box_core::{BoxId, SessionId};
@@ -109,6 +109,16 @@ impl PodNetworks for FakeNetworks {
         self.faults.hit("network teardown").map_err(|error| NetworkFault(Box::new(error)))?;
         self.held.lock().unwrap().remove(id);
         Ok(())
+    }
+
+    async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault> {
+        let received = Traffic { bytes: 7, packets: 1, ..Traffic::default() };
+        let usage = |interface: &Interface| InterfaceUsage {
+            name: interface.name.clone(),
+            received,
+            ..InterfaceUsage::default()
+        };
+        Ok(network.interfaces.iter().map(usage).collect())
     }
 
     fn readiness(&self) -> NetworkReadiness {

@@ -85,6 +85,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
     stats::a_containers_use_of_cpu_memory_and_disk_is_told,
+    stats::a_pods_use_and_its_traffic_are_told,
     images::layers_of_every_encoding_hide_what_they_delete,
     cli::run_gives_the_commands_output_and_exit_code,
     cli::doctor_reports_on_this_machine,

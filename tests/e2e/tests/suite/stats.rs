@@ -1,9 +1,13 @@
 //! Statistics: true figures of what a container uses.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use a3s_box_cri::proto::{
-    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ListContainerStatsRequest, UInt64Value,
+    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, LinuxPodSandboxStats,
+    ListContainerStatsRequest, ListMetricDescriptorsRequest, ListPodSandboxMetricsRequest,
+    ListPodSandboxStatsRequest, PodSandboxStatsFilter, PodSandboxStatsRequest, StreamPodSandboxStatsRequest,
+    UInt64Value,
 };
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::wait;
@@ -67,6 +71,79 @@ pub(crate) async fn a_containers_use_of_cpu_memory_and_disk_is_told(suite: &Suit
     ensure!(gone.code() == Code::NotFound, "{gone}");
     client.remove_pod(&pod).await?;
     Ok(())
+}
+
+pub(crate) async fn a_pods_use_and_its_traffic_are_told(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("pod-stats")?;
+    let pod = client.run_pod(&config).await?;
+    let first = launch(&mut client, &pod, suite.script("first", "sleep 3600"), &config).await?;
+    let second = launch(&mut client, &pod, suite.script("second", "sleep 3600"), &config).await?;
+
+    let before = pod_stats(&mut client, &pod).await?;
+    ensure!(before.containers.len() == 2, "{before:?}");
+    ensure!(number(before.process.and_then(|process| process.process_count))? >= 2, "two containers sleep");
+    let (received, sent) = traffic(&before)?;
+    let ping = client.exec(
+        &first,
+        &["sh", "-c", "ping -c 3 -w 20 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p')"],
+        30,
+    );
+    let ping = ping.await?;
+    ensure!(ping.exit_code == 0, "{ping:?}");
+    let after = pod_stats(&mut client, &pod).await?;
+    let (received, sent) = (traffic(&after)?.0 - received, traffic(&after)?.1 - sent);
+    ensure!(received >= 3 * 64 && sent >= 3 * 64, "three pings were {received} bytes in and {sent} out");
+    let waited = after.cpu.as_ref().and_then(|cpu| cpu.psi).and_then(|psi| psi.some);
+    ensure!(waited.is_some(), "the guest's kernel measures pressure: {after:?}");
+
+    // What a container had used is not forgotten with it.
+    let used = number(after.cpu.and_then(|cpu| cpu.usage_core_nano_seconds))?;
+    client.stop(&first, 0).await?;
+    client.remove(&first).await?;
+    let later = pod_stats(&mut client, &pod).await?;
+    ensure!(number(later.cpu.and_then(|cpu| cpu.usage_core_nano_seconds))? >= used, "it went backwards");
+    ensure!(later.containers.len() == 1, "{:?}", later.containers);
+
+    let filter = PodSandboxStatsFilter { id: pod.clone(), ..Default::default() };
+    let request = ListPodSandboxStatsRequest { filter: Some(filter.clone()) };
+    let listed = client.runtime.list_pod_sandbox_stats(request).await?.into_inner().stats;
+    ensure!(listed.len() == 1, "{listed:?}");
+    let request = StreamPodSandboxStatsRequest { filter: Some(filter) };
+    let mut stream = client.runtime.stream_pod_sandbox_stats(request).await?.into_inner();
+    let message = stream.message().await?.context("a stream without a message")?;
+    ensure!(message.pod_sandbox_stats.len() == 1, "{message:?}");
+
+    let described =
+        client.runtime.list_metric_descriptors(ListMetricDescriptorsRequest {}).await?.into_inner();
+    let labels: HashMap<String, usize> =
+        described.descriptors.into_iter().map(|metric| (metric.name, metric.label_keys.len())).collect();
+    let told = client.runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await?.into_inner();
+    let ours = told.pod_metrics.into_iter().find(|metrics| metrics.pod_sandbox_id == pod);
+    let ours = ours.context("no metrics of the pod")?;
+    let container = ours.container_metrics.iter().find(|metrics| metrics.container_id == second);
+    let container = container.context("no metrics of the container")?;
+    for metric in ours.metrics.iter().chain(&container.metrics) {
+        ensure!(labels.get(&metric.name) == Some(&metric.label_values.len()), "{metric:?}");
+    }
+    let memory = container.metrics.iter().find(|metric| metric.name == "container_memory_working_set_bytes");
+    ensure!(number(memory.and_then(|metric| metric.value))? > 0, "{memory:?}");
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+async fn pod_stats(client: &mut Client, id: &str) -> Result<LinuxPodSandboxStats> {
+    let request = PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() };
+    let answer = client.runtime.pod_sandbox_stats(request).await?.into_inner();
+    answer.stats.and_then(|stats| stats.linux).context("an answer without statistics")
+}
+
+/// Bytes received and sent.
+fn traffic(stats: &LinuxPodSandboxStats) -> Result<(u64, u64)> {
+    let network = stats.network.as_ref().context("the network is missing")?;
+    let interface = network.default_interface.as_ref().context("the interface is missing")?;
+    ensure!(interface.name == "eth0" && network.interfaces.is_empty(), "{network:?}");
+    Ok((number(interface.rx_bytes)?, number(interface.tx_bytes)?))
 }
 
 async fn stats(client: &mut Client, id: &str) -> Result<ContainerStats> {
