@@ -57,6 +57,16 @@ impl Agent for Service {
         Ok(Response::new(SignalSessionResponse {}))
     }
 
+    async fn update_resources(
+        &self,
+        request: Request<UpdateResourcesRequest>,
+    ) -> Answer<UpdateResourcesResponse> {
+        let request = request.into_inner();
+        let settings = request.resources.unwrap_or_default().settings;
+        self.table.update(&request.session_id, &settings).map_err(|e| status(&e))?;
+        Ok(Response::new(UpdateResourcesResponse {}))
+    }
+
     async fn wait_session(&self, request: Request<WaitSessionRequest>) -> Answer<ExitStatus> {
         let end = self.table.wait(&request.into_inner().session_id).await.map_err(|e| status(&e))?;
         Ok(Response::new(end_to_wire(end)))
@@ -188,6 +198,7 @@ fn status(error: &SessionError) -> Status {
             crate::session::cgroup::CgroupError::File { .. } => Status::internal(text),
             crate::session::cgroup::CgroupError::UnknownSetting { .. }
             | crate::session::cgroup::CgroupError::Refused { .. } => Status::invalid_argument(text),
+            crate::session::cgroup::CgroupError::InUse { .. } => Status::failed_precondition(text),
         },
         SessionError::Signal { source, .. } => match source.raw_os_error() {
             Some(libc::EINVAL) => Status::invalid_argument(text),

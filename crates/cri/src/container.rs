@@ -7,6 +7,7 @@ use a3s_box_image::HeldImage;
 use a3s_box_runtime::{SeccompFileError, SessionStatus, read_seccomp_profile};
 
 use crate::convert::container::{image_of, seccomp_file, session_spec, volume_images};
+use crate::convert::resources::changes;
 use crate::convert::{InvalidRequest, required, status};
 use crate::error::{CriError, gone_is_success};
 use crate::filter::shows_container;
@@ -14,7 +15,8 @@ use crate::proto::{
     Container, ContainerConfig, ContainerFilter, ContainerStatusRequest, ContainerStatusResponse,
     CreateContainerRequest, CreateContainerResponse, PodSandboxConfig, RemoveContainerRequest,
     RemoveContainerResponse, ReopenContainerLogRequest, ReopenContainerLogResponse, StartContainerRequest,
-    StartContainerResponse, StopContainerRequest, StopContainerResponse,
+    StartContainerResponse, StopContainerRequest, StopContainerResponse, UpdateContainerResourcesRequest,
+    UpdateContainerResourcesResponse,
 };
 use crate::service::{CriService, seconds};
 
@@ -102,6 +104,17 @@ impl CriService {
             status: Some(status::container_status(&state, self.shown_image(&state))),
             info,
         })
+    }
+
+    /// `oom_score_adj` is a process's own and stays as it was.
+    pub(crate) async fn update_container(
+        &self,
+        request: UpdateContainerResourcesRequest,
+    ) -> Result<UpdateContainerResourcesResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
+        let changes = changes(&request.linux.unwrap_or_default(), "linux")?;
+        self.boxes.update_session(&id, changes).await?;
+        Ok(UpdateContainerResourcesResponse {})
     }
 
     pub(crate) async fn reopen_log(

@@ -90,9 +90,9 @@ impl RuntimeService for CriService {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _request: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        unimplemented("UpdatePodSandboxResources")
+        answer("UpdatePodSandboxResources", self.update_sandbox(request.into_inner())).await
     }
 
     async fn create_container(
@@ -153,9 +153,9 @@ impl RuntimeService for CriService {
 
     async fn update_container_resources(
         &self,
-        _request: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        unimplemented("UpdateContainerResources")
+        answer("UpdateContainerResources", self.update_container(request.into_inner())).await
     }
 
     async fn reopen_container_log(

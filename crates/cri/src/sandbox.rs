@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use a3s_box_core::lifecycle::BoxPhase;
 
-use crate::convert::{sandbox::box_spec, status};
+use crate::convert::{resources::changes, sandbox::box_spec, status};
 use crate::error::{CriError, gone_is_success};
 use crate::filter::shows_sandbox;
 use crate::proto::{
     PodSandbox, PodSandboxFilter, PodSandboxStatusRequest, PodSandboxStatusResponse, RemovePodSandboxRequest,
     RemovePodSandboxResponse, RunPodSandboxRequest, RunPodSandboxResponse, StopPodSandboxRequest,
-    StopPodSandboxResponse,
+    StopPodSandboxResponse, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
 };
 use crate::service::{CriService, now_ns};
 
@@ -61,6 +61,17 @@ impl CriService {
             containers_statuses: self.container_statuses(&id),
             timestamp: now_ns(),
         })
+    }
+
+    /// The box was sized for its overhead when it was made.
+    pub(crate) async fn update_sandbox(
+        &self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Result<UpdatePodSandboxResourcesResponse, CriError> {
+        let id = self.box_id(request.pod_sandbox_id)?;
+        let changes = changes(&request.resources.unwrap_or_default(), "resources")?;
+        self.boxes.update_box(&id, &changes).await?;
+        Ok(UpdatePodSandboxResourcesResponse {})
     }
 
     /// Boxes in the making are not shown: kubelet takes every listed sandbox that is not ready for a dead

@@ -192,8 +192,6 @@ async fn calls_of_later_versions_say_their_name() {
     }
     all!(
         update_runtime_config(UpdateRuntimeConfigRequest) => "UpdateRuntimeConfig",
-        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) => "UpdatePodSandboxResources",
-        update_container_resources(UpdateContainerResourcesRequest) => "UpdateContainerResources",
         checkpoint_container(CheckpointContainerRequest) => "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) => "CheckpointPod",
         restore_pod(RestorePodRequest) => "RestorePod",

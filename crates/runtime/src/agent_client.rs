@@ -18,10 +18,10 @@ use a3s_box_protocol::RPC_PORT;
 use a3s_box_protocol::proto::agent_client::AgentClient;
 use a3s_box_protocol::proto::start_failure::Cause;
 use a3s_box_protocol::proto::{
-    ConfigureSandboxRequest, CreateSessionRequest, DeleteSessionRequest, ExecRequest, ExitStatus,
-    ListSessionsRequest, ResizeTerminalRequest, SessionState, ShutdownRequest, SignalExecRequest,
-    SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse, StatsRequest,
-    StatsResponse, WaitExecRequest, WaitSessionRequest,
+    CgroupSetting, ConfigureSandboxRequest, CreateSessionRequest, DeleteSessionRequest, ExecRequest,
+    ExitStatus, ListSessionsRequest, ResizeTerminalRequest, Resources, SessionState, ShutdownRequest,
+    SignalExecRequest, SignalSessionRequest, StartFailure, StartSessionRequest, StartSessionResponse,
+    StatsRequest, StatsResponse, UpdateResourcesRequest, WaitExecRequest, WaitSessionRequest,
 };
 use a3s_box_vmm::Machine;
 
@@ -110,6 +110,17 @@ impl Agent {
     pub(crate) async fn create_session(&self, request: CreateSessionRequest) -> Result<(), AgentError> {
         let mut client = self.client.clone();
         self.bounded("CreateSession", client.create_session(request)).await.map(drop)
+    }
+
+    /// Changes the limits of a session, or of the pod if its id is empty.
+    pub(crate) async fn update_resources(
+        &self,
+        session_id: String,
+        settings: Vec<CgroupSetting>,
+    ) -> Result<(), AgentError> {
+        let mut client = self.client.clone();
+        let request = UpdateResourcesRequest { session_id, resources: Some(Resources { settings }) };
+        self.bounded("UpdateResources", client.update_resources(request)).await.map(drop)
     }
 
     pub(crate) async fn start_session(&self, session_id: String) -> Result<StartSessionResponse, AgentError> {

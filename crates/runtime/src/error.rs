@@ -60,6 +60,8 @@ pub enum FailedStage {
     Remove,
     /// Writing the log.
     Log,
+    /// Changing limits.
+    Update,
     /// Measuring what a session uses.
     Stats,
     /// Looking an object up.
@@ -84,6 +86,7 @@ impl FailedStage {
             Self::Stop => "stop",
             Self::Remove => "remove",
             Self::Log => "log",
+            Self::Update => "update",
             Self::Stats => "stats",
             Self::Lookup => "lookup",
         }

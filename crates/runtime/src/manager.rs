@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, SessionRequest};
-use a3s_box_core::spec::{BoxSpec, MountSource, ProcessSpec, SessionSpec};
+use a3s_box_core::spec::{BoxSpec, Limits, MountSource, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::Vmm;
@@ -28,6 +28,7 @@ use crate::config::RuntimeConfig;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::events::{EventStream, Events};
 use crate::network::NetworkSetting;
+use crate::policy::limits;
 use crate::records::{BoxRecord, Records, SessionRecord};
 use crate::recovery;
 use crate::registry::{BoxEntry, Entered, Matches, Registry, Reply, SessionEntry};
@@ -327,6 +328,25 @@ impl BoxManager {
     /// The raw streams of a session that has not been started yet.
     pub async fn attach(&self, id: &SessionId) -> Result<Attached, RuntimeError> {
         self.ask_session(id, SessionCommand::TakeStreams).await
+    }
+
+    /// Changes a session's limits while it runs; what is not given stays, negative figures take a limit away. Refused
+    /// beyond the size of its box, and for a memory limit below what is in use.
+    pub async fn update_session(&self, id: &SessionId, limits: Limits) -> Result<(), RuntimeError> {
+        self.ask_session(id, |reply| SessionCommand::Update(limits, reply)).await
+    }
+
+    /// Limits all sessions of a box together. Refused beyond its size.
+    pub async fn update_box(&self, id: &BoxId, given: &Limits) -> Result<(), RuntimeError> {
+        let object = box_object(id);
+        let entry = self.shared.registry.get_box(id).ok_or_else(|| not_found(&object))?;
+        let refuse = |why: String| {
+            RuntimeError::new(ErrorKind::FailedPrecondition, FailedStage::Update, object.clone(), why)
+        };
+        limits::fit(given, &entry.spec.size).map_err(|beyond| refuse(beyond.to_string()))?;
+        let live = self.live(id).ok_or_else(|| refuse("it is not ready".to_owned()))?;
+        let updated = live.agent.update_resources(String::new(), limits::settings(given)).await;
+        updated.map_err(|error| error.at(FailedStage::Update, object.clone()))
     }
 
     /// Sets the window size of a session's terminal.

@@ -38,6 +38,14 @@ pub enum CgroupError {
         /// File name as the host gave it.
         file: String,
     },
+    /// The memory limit is below what is in use.
+    #[error("memory.max = {wanted} is less than the {used} bytes in use; processes would be killed")]
+    InUse {
+        /// Bytes.
+        wanted: u64,
+        /// Bytes.
+        used: u64,
+    },
     /// The kernel refuses the value.
     #[error("cgroup setting {file} = {value:?}: {source}")]
     Refused {
@@ -90,6 +98,47 @@ impl Cgroup {
             step: "confine to devices",
             source,
         })
+    }
+
+    /// The cgroup above those of all sessions.
+    pub fn pod() -> Result<Self, CgroupError> {
+        let path = PathBuf::from(paths::POD_CGROUP);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(directory) => Ok(Self { path, directory }),
+            Err(source) => Err(CgroupError::File { path, step: "open", source: source.into() }),
+        }
+    }
+
+    /// Writes settings in their order, or none: when one is refused those before it get their old values back. A memory
+    /// limit below what is in use is refused, because the kernel would kill for it.
+    pub fn update(&self, settings: &[CgroupSetting]) -> Result<(), CgroupError> {
+        let mut before = Vec::new();
+        for setting in settings {
+            let written = self.check_memory(setting).and_then(|()| {
+                let value = self.read(&setting.file).unwrap_or_default().trim().to_owned();
+                self.set(setting)?;
+                before.push(CgroupSetting { file: setting.file.clone(), value });
+                Ok(())
+            });
+            if let Err(error) = written {
+                for old in before.iter().rev() {
+                    // The kernel took this value once.
+                    let _ = self.set(old);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self, setting: &CgroupSetting) -> Result<(), CgroupError> {
+        let wanted = (setting.file == "memory.max").then(|| setting.value.parse::<u64>().ok()).flatten();
+        let used = self.read("memory.current").ok().and_then(|text| text.trim().parse::<u64>().ok());
+        match wanted.zip(used) {
+            Some((wanted, used)) if wanted < used => Err(CgroupError::InUse { wanted, used }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Writes settings in their order.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use a3s_box_protocol::proto::{CreateSessionRequest, ExecRequest, PidMode, ResolvedUser};
+use a3s_box_protocol::proto::{CgroupSetting, CreateSessionRequest, ExecRequest, PidMode, ResolvedUser};
 use prost::Message;
 use rustix::process::Pid;
 use tokio::sync::oneshot;
@@ -300,6 +300,14 @@ impl Table {
             true => Ok(()),
             false => Err(SessionError::Ended(session.id.clone())),
         }
+    }
+
+    /// Changes the limits of a session, or of the pod if none is named.
+    pub fn update(&self, id: &str, settings: &[CgroupSetting]) -> Result<(), SessionError> {
+        if id.is_empty() {
+            return Ok(Cgroup::pod()?.update(settings)?);
+        }
+        Ok(self.session(id)?.live()?.cgroup.update(settings)?)
     }
 
     /// Waits for the end of the session's first process.

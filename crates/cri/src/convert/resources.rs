@@ -94,6 +94,17 @@ pub fn limits(resources: &LinuxContainerResources, field: &str) -> Result<Limits
     })
 }
 
+/// A change of limits: zero says nothing, -1 takes a limit away.
+pub fn changes(resources: &LinuxContainerResources, field: &str) -> Result<Limits, InvalidRequest> {
+    let given = |value: i64| Some(value).filter(|value| *value != 0);
+    Ok(Limits {
+        cpu_quota_us: given(resources.cpu_quota),
+        memory_bytes: given(resources.memory_limit_in_bytes),
+        memory_swap_bytes: given(resources.memory_swap_limit_in_bytes),
+        ..limits(resources, field)?
+    })
+}
+
 /// Refuses what the kernel's scheduler takes for no quota, and numbers that mean nothing. -1 is how "no limit" is
 /// written where 0 means the same.
 fn check_ranges(resources: &LinuxContainerResources, field: &str) -> Result<(), InvalidRequest> {
@@ -145,6 +156,14 @@ mod tests {
             memory_limit_in_bytes: memory,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_change_tells_no_limit_from_nothing() {
+        let taken_away = changes(&resources(-1, 0, -1), "linux").unwrap();
+        assert_eq!((taken_away.cpu_quota_us, taken_away.memory_bytes), (Some(-1), Some(-1)));
+        assert_eq!(changes(&resources(0, 0, 0), "linux").unwrap(), Limits::default());
+        assert_eq!(changes(&resources(5, 0, 0), "linux").unwrap_err().field, "linux.cpu_quota");
     }
 
     #[test]

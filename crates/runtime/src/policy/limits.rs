@@ -3,7 +3,7 @@
 //! References: kernel `Documentation/admin-guide/cgroup-v2.rst`; the conversion of shares follows the
 //! curve that runc and crun agreed on in 2025, on which 1024 shares are the default weight 100.
 
-use a3s_box_core::spec::Limits;
+use a3s_box_core::spec::{BoxSize, Limits};
 use a3s_box_protocol::proto::CgroupSetting;
 
 /// The kernel's default period.
@@ -38,6 +38,53 @@ pub(crate) fn settings(limits: &Limits) -> Vec<CgroupSetting> {
         set(file, value.clone());
     }
     list
+}
+
+/// What a box is too small for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum BeyondBox {
+    #[error(
+        "a limit of {wanted} bytes is more than the {mib} MiB of its pod sandbox, which cannot grow; make a new pod"
+    )]
+    Memory { wanted: i64, mib: u32 },
+    #[error(
+        "a limit of {quota} of every {period} µs is more than the {vcpus} CPUs of its pod sandbox, which cannot grow; make a new pod"
+    )]
+    Cpu { quota: i64, period: u64, vcpus: u8 },
+}
+
+/// Refuses limits that a box of this size cannot keep.
+pub(crate) fn fit(limits: &Limits, size: &BoxSize) -> Result<(), BeyondBox> {
+    if let Some(wanted) = limits.memory_bytes
+        && wanted > i64::from(size.memory_mib) << 20
+    {
+        return Err(BeyondBox::Memory { wanted, mib: size.memory_mib });
+    }
+    let period = limits.cpu_period_us.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_US);
+    match limits.cpu_quota_us.and_then(|quota| u64::try_from(quota).ok().zip(Some(quota))) {
+        Some((wanted, quota)) if wanted > period.saturating_mul(size.vcpus.into()) => {
+            Err(BeyondBox::Cpu { quota, period, vcpus: size.vcpus })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Limits after a change: what it does not give stays. Negative figures take a limit away.
+pub(crate) fn changed(limits: &Limits, given: Limits) -> Limits {
+    let mut unified = limits.unified.clone();
+    unified.extend(given.unified);
+    let text = |given: String, kept: &String| if given.is_empty() { kept.clone() } else { given };
+    Limits {
+        cpu_shares: given.cpu_shares.or(limits.cpu_shares),
+        cpu_quota_us: given.cpu_quota_us.or(limits.cpu_quota_us),
+        cpu_period_us: given.cpu_period_us.or(limits.cpu_period_us),
+        cpuset_cpus: text(given.cpuset_cpus, &limits.cpuset_cpus),
+        cpuset_mems: text(given.cpuset_mems, &limits.cpuset_mems),
+        memory_bytes: given.memory_bytes.or(limits.memory_bytes),
+        memory_swap_bytes: given.memory_swap_bytes.or(limits.memory_swap_bytes),
+        pids: given.pids.or(limits.pids),
+        unified,
+    }
 }
 
 /// CRI: 0 says nothing, a negative number is no limit.
@@ -86,6 +133,51 @@ mod tests {
 
     fn lines(limits: &Limits) -> Vec<String> {
         settings(limits).into_iter().map(|s| format!("{}={}", s.file, s.value)).collect()
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_does_not_give() {
+        let limits = Limits {
+            cpu_shares: Some(512),
+            cpu_quota_us: Some(50_000),
+            cpu_period_us: Some(50_000),
+            memory_bytes: Some(1 << 20),
+            unified: [("memory.high".to_owned(), "5".to_owned())].into(),
+            ..Limits::default()
+        };
+        let given = Limits {
+            cpu_quota_us: Some(-1),
+            memory_bytes: Some(2 << 20),
+            unified: [("pids.max".to_owned(), "9".to_owned())].into(),
+            ..Limits::default()
+        };
+        let after = changed(&limits, given);
+        assert_eq!(
+            lines(&after),
+            ["cpu.weight=59", "cpu.max=max 50000", "memory.max=2097152", "memory.high=5", "pids.max=9"]
+        );
+        assert_eq!(changed(&limits, Limits::default()), limits);
+    }
+
+    #[test]
+    fn a_box_gives_no_more_than_it_has() {
+        let size = BoxSize { vcpus: 2, memory_mib: 256, ..BoxSize::default() };
+        let memory = |bytes| Limits { memory_bytes: Some(bytes), ..Limits::default() };
+        let cpu =
+            |quota, period| Limits { cpu_quota_us: Some(quota), cpu_period_us: period, ..Limits::default() };
+        for fits in
+            [memory(256 << 20), memory(-1), cpu(200_000, None), cpu(-1, Some(1000)), Limits::default()]
+        {
+            assert_eq!(fit(&fits, &size), Ok(()), "{fits:?}");
+        }
+        assert_eq!(
+            fit(&memory((256 << 20) + 1), &size),
+            Err(BeyondBox::Memory { wanted: (256 << 20) + 1, mib: 256 })
+        );
+        assert_eq!(
+            fit(&cpu(2001, Some(1000)), &size),
+            Err(BeyondBox::Cpu { quota: 2001, period: 1000, vcpus: 2 })
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use a3s_box_core::lifecycle::{Decision, SessionPhase, SessionRequest};
+use a3s_box_core::spec::Limits;
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{ResizeTerminalRequest, SessionState};
 
@@ -27,6 +28,7 @@ use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::events::{Happened, Subject};
 use crate::log::{self, LogHandle, LogPlan};
+use crate::policy::limits;
 use crate::records::SessionRecord;
 use crate::registry::Reply;
 use crate::shared::Shared;
@@ -53,6 +55,8 @@ pub(crate) enum SessionCommand {
     Remove(Reply<()>),
     /// Signal its first process.
     Signal(i32, Reply<()>),
+    /// Change its limits.
+    Update(Limits, Reply<()>),
     /// Open its log anew.
     ReopenLog(Reply<()>),
     /// Set the window of its terminal.
@@ -223,6 +227,7 @@ impl SessionDriver {
             SessionCommand::Stop { grace, reply } => self.stop(grace, reply).await,
             SessionCommand::Remove(reply) => return self.remove(reply).await,
             SessionCommand::Signal(signal, reply) => drop(reply.send(self.signal(signal).await)),
+            SessionCommand::Update(limits, reply) => drop(reply.send(self.update(limits).await)),
             SessionCommand::ReopenLog(reply) => drop(reply.send(self.reopen_log().await)),
             SessionCommand::Resize { rows, columns, reply } => {
                 drop(reply.send(self.resize(rows, columns).await))
@@ -243,6 +248,7 @@ impl SessionDriver {
                 }
                 SessionCommand::Start(reply)
                 | SessionCommand::Signal(_, reply)
+                | SessionCommand::Update(_, reply)
                 | SessionCommand::ReopenLog(reply)
                 | SessionCommand::Resize { reply, .. } => drop(reply.send(Err(gone()))),
                 SessionCommand::TakeStreams(reply) | SessionCommand::Attach { reply, .. } => {
@@ -290,6 +296,27 @@ impl SessionDriver {
             Ok(_) => Ok(()),
             Err(error) => Err(error.at(FailedStage::Stop, self.object())),
         }
+    }
+
+    /// Figures that are not given stay. What its own box does not have it cannot be given.
+    async fn update(&mut self, given: Limits) -> Result<(), RuntimeError> {
+        let stage = FailedStage::Update;
+        if let SessionPhase::Exited { .. } = self.record.phase {
+            return Err(self.error(ErrorKind::FailedPrecondition, stage, "the container has ended"));
+        }
+        let live = self.require_live(stage)?;
+        limits::fit(&given, &live.facts.size)
+            .map_err(|beyond| self.error(ErrorKind::FailedPrecondition, stage, &beyond.to_string()))?;
+        let limits = limits::changed(&self.record.spec.limits, given);
+        let updated =
+            live.agent.update_resources(self.record.id.to_string(), limits::settings(&limits)).await;
+        if let Err(error) = updated {
+            return Err(self.agent_error(&live, stage, error).await);
+        }
+        self.record.spec.limits = limits;
+        let saved = self.save(stage).await;
+        self.publish();
+        saved
     }
 
     async fn reopen_log(&self) -> Result<(), RuntimeError> {

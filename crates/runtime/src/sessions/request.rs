@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use a3s_box_core::SessionId;
 use a3s_box_core::image::Layer;
+use a3s_box_core::spec::BoxSize;
 use a3s_box_core::spec::{
     CapabilitySpec, DnsSpec, MountSource, MountSpec, PidNamespace, ProcessSpec, SeccompSpec, SessionSpec,
     UserSpec,
@@ -36,11 +37,17 @@ pub(crate) struct BoxFacts {
     pub(crate) hostname: String,
     pub(crate) ips: Vec<std::net::IpAddr>,
     pub(crate) dns: Option<DnsSpec>,
+    pub(crate) size: BoxSize,
 }
 
 impl BoxFacts {
     pub(crate) fn of(record: &BoxRecord) -> Self {
-        Self { hostname: record.hostname().to_owned(), ips: record.ips(), dns: record.spec.dns.clone() }
+        Self {
+            hostname: record.hostname().to_owned(),
+            ips: record.ips(),
+            dns: record.spec.dns.clone(),
+            size: record.spec.size,
+        }
     }
 }
 
@@ -258,7 +265,12 @@ mod tests {
             searches: vec!["svc.local".to_owned(), "local\nnameserver 6.6.6.6".to_owned()],
             options: vec!["ndots:5".to_owned()],
         };
-        BoxFacts { hostname: "web".to_owned(), ips: vec!["10.1.2.3".parse().unwrap()], dns: Some(dns) }
+        BoxFacts {
+            hostname: "web".to_owned(),
+            ips: vec!["10.1.2.3".parse().unwrap()],
+            dns: Some(dns),
+            size: BoxSize::default(),
+        }
     }
 
     #[test]

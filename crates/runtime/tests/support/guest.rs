@@ -149,6 +149,8 @@ pub struct Guest {
     pub mounts: Mutex<Vec<Mount>>,
     /// The answer to Stats; without one it is refused.
     pub usage: Mutex<Option<StatsResponse>>,
+    /// Changes of limits: whose, and `file=value`.
+    pub updates: Mutex<Vec<(String, Vec<String>)>>,
 }
 
 impl Guest {
@@ -162,6 +164,7 @@ impl Guest {
             sessions: Mutex::default(),
             mounts: Mutex::default(),
             usage: Mutex::default(),
+            updates: Mutex::default(),
         });
         let service = AgentServer::new(Service(guest.clone()));
         runtime.spawn(
@@ -335,6 +338,24 @@ impl Agent for Service {
             true => Ok(Response::new(SignalSessionResponse {})),
             false => Err(Status::not_found("it has ended")),
         }
+    }
+
+    async fn update_resources(
+        &self,
+        request: Request<UpdateResourcesRequest>,
+    ) -> Result<Response<UpdateResourcesResponse>, Status> {
+        let UpdateResourcesRequest { session_id, resources } = request.into_inner();
+        let lines: Vec<String> = resources
+            .unwrap_or_default()
+            .settings
+            .into_iter()
+            .map(|setting| format!("{}={}", setting.file, setting.value))
+            .collect();
+        if lines.iter().any(|line| line == "memory.max=1") {
+            return Err(Status::failed_precondition("it is in use"));
+        }
+        self.0.updates.lock().unwrap().push((session_id, lines));
+        Ok(Response::new(UpdateResourcesResponse {}))
     }
 
     async fn wait_session(

@@ -19,6 +19,7 @@ mod events;
 mod images;
 mod logs;
 mod pods;
+mod resources;
 mod stats;
 mod streams;
 mod suite;
@@ -84,6 +85,8 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     streams::many_short_commands_leave_nothing_in_the_daemon,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
+    resources::limits_change_while_a_container_runs,
+    resources::who_takes_too_much_memory_is_killed_and_it_is_said,
     stats::a_containers_use_of_cpu_memory_and_disk_is_told,
     stats::a_pods_use_and_its_traffic_are_told,
     images::layers_of_every_encoding_hide_what_they_delete,
