@@ -22,6 +22,8 @@ enum What {
     Images(Measure),
     /// Starts with one EROFS file per layer, beside one merged file.
     Layers(Measure),
+    /// Create, start, exec, stop and remove of containers, beside containerd with runc.
+    Containers(Containers),
     /// exec, port-forward and logs, beside the raw vsock of the box and containerd with runc.
     Streams(Streams),
 }
@@ -30,6 +32,16 @@ enum What {
 struct Measure {
     /// Runs of every candidate per image.
     #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Cargo profile of the host's binaries.
+    #[arg(long, default_value = "quick")]
+    profile: String,
+}
+
+#[derive(Args)]
+struct Containers {
+    /// Containers of each runtime.
+    #[arg(long, default_value_t = 30)]
     rounds: u32,
     /// Cargo profile of the host's binaries.
     #[arg(long, default_value = "quick")]
@@ -56,6 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (name, profile, rounds) = match &options.what {
         What::Images(measure) => ("images", &measure.profile, measure.rounds),
         What::Layers(measure) => ("layers", &measure.profile, measure.rounds),
+        What::Containers(containers) => ("containers", &containers.profile, containers.rounds),
         What::Streams(streams) => ("streams", &streams.profile, streams.rounds),
     };
     packages::ensure(packages::Set::Bench)?;
@@ -74,10 +87,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             arguments.extend(["--packages".into(), debs()?]);
             build(profile)?
         }
+        What::Containers(_) => {
+            let (program, layout) = build_with_layout(profile)?;
+            arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
+            program
+        }
         What::Streams(streams) => {
             let (program, layout) = build_with_layout(profile)?;
-            let pump = initramfs::build_static("a3s-box-pump").context("building the containers' program")?;
-            arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump.into()]);
+            arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
             let (mib, execs) = (streams.mib.to_string(), streams.execs.to_string());
             arguments.extend(["--mib".into(), mib.into(), "--execs".into(), execs.into()]);
             program
@@ -87,6 +104,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
     let error = Command::new(&program).args(arguments).exec();
     Err(error).with_context(|| format!("starting {}", program.display()))
+}
+
+/// The program that runs in the containers.
+fn pump() -> Result<OsString> {
+    Ok(initramfs::build_static("a3s-box-pump").context("building the containers' program")?.into())
 }
 
 /// Where the Debian packages lie that images are made of.

@@ -4,10 +4,13 @@
 
 mod compare;
 mod containerd;
+mod containers;
 mod debian;
 mod floor;
 mod images;
 mod layers;
+mod pair;
+mod pod;
 mod samples;
 mod streams;
 
@@ -30,6 +33,8 @@ enum What {
     Images(Options),
     /// Starts with one EROFS file per layer and with a merged one.
     Layers(layers::Options),
+    /// The life of containers in one box.
+    Containers(containers::Options),
     /// exec, port-forward and logs of one box.
     Streams(streams::Options),
     /// Compares images' merged layers with what umoci unpacks; measures nothing.
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Images(options) => measured(async |state: &Path| images::run(&options, state).await),
         What::Layers(options) => layers::run(&options).context("the benchmark failed"),
+        What::Containers(options) => measured(async |state: &Path| containers::run(&options, state).await),
         What::Streams(options) => measured(async |state: &Path| streams::run(&options, state).await),
         What::Compare(options) => compare::run(&options).context("the comparison failed"),
     };

@@ -5,28 +5,17 @@
 
 mod leaks;
 mod log;
-mod pod;
 mod raw;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use a3s_box_e2e::client::Client;
-use a3s_box_e2e::daemon::{Daemon, Settings};
-use a3s_box_e2e::image::{Encoding, Image, Layer};
-use a3s_box_e2e::layout::Layout;
-use a3s_box_e2e::registry::{Registry, write_hosts_toml};
 use anyhow::{Context, Result};
-use serde_json::json;
 
-use crate::containerd::Containerd;
+use crate::pair::Pair;
+use crate::pod::{Direction, Pod};
 use crate::samples::Samples;
-use pod::{Direction, Pod};
 use raw::Vsock;
-
-/// Where containerd's shims have their sockets, whatever its configuration says.
-const CONTAINERD_STATE: &str = "/run/containerd";
 
 /// Commands whose latency is measured, one after the other and side by side.
 const ALONE: usize = 100;
@@ -110,73 +99,16 @@ impl Measured {
 
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
     log::run(options.rounds, options.mib)?;
-    let layout = Layout::at(&options.dist)?;
-    let registry = Registry::start(&state.join("registry"))?;
-    let reference = registry.push("pump", "latest", &image(&options.pump)?)?;
-    let settings = Settings {
-        state: state.join("a"),
-        // Named, so that no trial boot is part of the start.
-        backend: "qemu".to_owned(),
-        subnet: "10.213.80.0/24".to_owned(),
-        extra: Vec::new(),
-    };
-    write_hosts_toml(&settings.certs_dir(), &registry.host())?;
-    let (daemon, mut client) = Daemon::start(&layout, &settings).await?;
-    let outcome = boxes(options, &settings, &daemon, &mut client, &reference).await;
-    client.remove_everything().await.context("removing the pods")?;
-    let log = daemon.log_tail();
-    daemon.stop().await?;
-    outcome.with_context(|| format!("the daemon's log ends with:\n{log}"))
+    let mut pair = Pair::start(&options.dist, &options.pump, state).await?;
+    let outcome = measure(options, &mut pair).await;
+    pair.stop(outcome).await
 }
 
-async fn boxes(
-    options: &Options,
-    settings: &Settings,
-    daemon: &Daemon,
-    client: &mut Client,
-    reference: &str,
-) -> Result<()> {
-    client.pull(reference).await.context("pulling")?;
-    let mut ours = Pod::start("a3s-box", client.clone(), reference, &settings.logs(), false).await?;
-    let mut vsock = Vsock::start(&mut ours, &settings.state).await?;
-    let folder = settings.state.join("c");
-    let had_state = Path::new(CONTAINERD_STATE).exists();
-    let mut peer = match Peer::start(&folder, &settings.certs_dir(), reference).await {
-        Ok(peer) => Some(peer),
-        Err(error) => {
-            println!("\nLEFT OUT: containerd with runc: {error:#}\n{}", Containerd::log_tail(&folder));
-            None
-        }
-    };
-    let outcome =
-        measure(options, daemon, &mut ours, &mut vsock, peer.as_mut().map(|peer| &mut peer.pod)).await;
-    if let Some(peer) = peer {
-        peer.stop().await?;
-    }
-    if !had_state && Path::new(CONTAINERD_STATE).exists() {
-        fs::remove_dir_all(CONTAINERD_STATE).context("removing containerd's sockets")?;
-    }
-    remove_cgroups()?;
-    outcome
-}
-
-/// runc leaves the parent of its containers' cgroups, in each hierarchy. One that is in use cannot be removed.
-fn remove_cgroups() -> Result<()> {
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").context("listing the cgroup hierarchies")? {
-        fs::remove_dir(hierarchy?.path().join("k8s.io")).ok();
-    }
-    fs::remove_dir("/sys/fs/cgroup/k8s.io").ok();
-    Ok(())
-}
-
-async fn measure(
-    options: &Options,
-    daemon: &Daemon,
-    ours: &mut Pod,
-    vsock: &mut Vsock,
-    mut peer: Option<&mut Pod>,
-) -> Result<()> {
+async fn measure(options: &Options, pair: &mut Pair) -> Result<()> {
     let bytes = options.mib << 20;
+    let Pair { daemon, state, ours, peer, .. } = pair;
+    let mut vsock = Vsock::start(ours, state).await?;
+    let mut peer = peer.as_mut().map(|peer| &mut peer.pod);
     let (mut raw_out, mut raw_piped, mut raw_in) =
         (Samples::default(), Samples::default(), Samples::default());
     let (mut mine, mut theirs) = (Measured::default(), Measured::default());
@@ -222,42 +154,4 @@ async fn measure(
         println!();
     }
     leaks::check(daemon.pid(), ours, options.execs).await
-}
-
-/// containerd with a pod of its own.
-struct Peer {
-    daemon: Containerd,
-    client: Client,
-    pod: Pod,
-}
-
-impl Peer {
-    async fn start(folder: &Path, certs: &Path, reference: &str) -> Result<Self> {
-        let (daemon, mut client) = Containerd::start(folder, certs, Some(reference)).await?;
-        client.pull(reference).await.context("pulling")?;
-        match Pod::start("containerd", client.clone(), reference, &folder.join("logs"), true).await {
-            Ok(pod) => Ok(Self { daemon, client, pod }),
-            Err(error) => {
-                client.remove_everything().await.context("removing containerd's pods")?;
-                daemon.stop().await?;
-                Err(error)
-            }
-        }
-    }
-
-    async fn stop(mut self) -> Result<()> {
-        self.client.remove_everything().await.context("removing containerd's pods")?;
-        self.daemon.stop().await
-    }
-}
-
-/// The program and the directories that runtimes mount on. By itself it waits, as a sandbox's image has to.
-fn image(pump: &Path) -> Result<Image> {
-    let program = fs::read(pump).with_context(|| format!("reading {}", pump.display()))?;
-    let mut layer = Layer::new();
-    for directory in ["dev", "etc", "proc", "run", "sys"] {
-        layer = layer.directory(directory, 0o755)?;
-    }
-    let layer = layer.file("pump", 0o755, &program)?;
-    Image::new(vec![(layer, Encoding::Gzip)], &json!({ "Entrypoint": ["/pump"], "Cmd": ["pause"] }))
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::pod::Pod;
+use crate::pod::Pod;
 use a3s_box_e2e::processes::{descriptors, memory};
 
 /// Commands that run at the same time.

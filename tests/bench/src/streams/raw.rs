@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::pod::{Direction, Pod, said};
+use crate::pod::{Direction, Pod, said};
 
 /// That of agent images; none runs here.
 const PORT: u32 = 4088;

@@ -45,6 +45,13 @@ impl Direction {
     }
 }
 
+/// The calls of a container's life, in their order.
+pub(crate) const STEPS: [&str; 5] =
+    ["CreateContainer", "StartContainer", "ExecSync", "StopContainer", "RemoveContainer"];
+
+/// How long each of [`STEPS`] took.
+pub(crate) type Steps = [Duration; STEPS.len()];
+
 /// A pod with a container that waits and one that serves a port.
 pub(crate) struct Pod {
     runtime: &'static str,
@@ -115,6 +122,39 @@ impl Pod {
 
     /// Starts a container; its id and its log.
     pub(crate) async fn launch(&mut self, command: &[&str], privileged: bool) -> Result<(String, PathBuf)> {
+        let (config, log) = self.container(command, privileged);
+        let id = self.client.create(&self.id, config, &self.config).await.context("creating a container")?;
+        self.client.start(&id).await.with_context(|| format!("starting {command:?}"))?;
+        Ok((id, log))
+    }
+
+    /// A container's whole life. It is killed at once: its program has no signal handlers.
+    pub(crate) async fn cycle(&mut self) -> Result<Steps> {
+        let (config, _) = self.container(&["/pump", "pause"], false);
+        let mut steps = Steps::default();
+        let mut last = Instant::now();
+        let mut step = 0;
+        let mut done = || {
+            let now = Instant::now();
+            steps[step] = now - std::mem::replace(&mut last, now);
+            step += 1;
+        };
+        let id = self.client.create(&self.id, config, &self.config).await.context(STEPS[0])?;
+        done();
+        self.client.start(&id).await.context(STEPS[1])?;
+        done();
+        let said = self.client.exec(&id, &["/pump", "bytes", "1"], 60).await.context(STEPS[2])?;
+        done();
+        self.client.stop(&id, 0).await.context(STEPS[3])?;
+        done();
+        self.client.remove(&id).await.context(STEPS[4])?;
+        done();
+        ensure!(said.stdout == b"x" && said.exit_code == 0, "{said:?}");
+        Ok(steps)
+    }
+
+    /// A container's configuration and its log.
+    fn container(&mut self, command: &[&str], privileged: bool) -> (ContainerConfig, PathBuf) {
         self.containers += 1;
         let name = format!("c{}", self.containers);
         let log_path = format!("{name}.log");
@@ -135,9 +175,7 @@ impl Pod {
             }),
             ..Default::default()
         };
-        let id = self.client.create(&self.id, config, &self.config).await.context("creating a container")?;
-        self.client.start(&id).await.with_context(|| format!("starting {command:?}"))?;
-        Ok((id, log))
+        (config, log)
     }
 
     async fn exec_url(&mut self, command: &[&str]) -> Result<String> {

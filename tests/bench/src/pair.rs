@@ -1,0 +1,136 @@
+//! a3s-box and containerd with runc, a pod of each, asked for the same in the same way.
+//!
+//! Everything that runs in their containers is one program, `pump`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use a3s_box_e2e::client::Client;
+use a3s_box_e2e::daemon::{Daemon, Settings};
+use a3s_box_e2e::image::{Encoding, Image, Layer};
+use a3s_box_e2e::layout::Layout;
+use a3s_box_e2e::registry::{Registry, write_hosts_toml};
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::containerd::Containerd;
+use crate::pod::Pod;
+
+/// Where containerd's shims have their sockets, whatever its configuration says.
+const CONTAINERD_STATE: &str = "/run/containerd";
+
+/// Both, running.
+pub(crate) struct Pair {
+    pub(crate) daemon: Daemon,
+    client: Client,
+    /// The daemon's folder.
+    pub(crate) state: PathBuf,
+    pub(crate) ours: Pod,
+    /// Left out, and said so, where it cannot run pods.
+    pub(crate) peer: Option<Peer>,
+    had_containerd: bool,
+    /// Ends with it.
+    _registry: Registry,
+}
+
+impl Pair {
+    pub(crate) async fn start(dist: &Path, pump: &Path, state: &Path) -> Result<Self> {
+        let layout = Layout::at(dist)?;
+        let registry = Registry::start(&state.join("registry"))?;
+        let reference = registry.push("pump", "latest", &pump_image(pump)?)?;
+        let settings = Settings {
+            state: state.join("a"),
+            // Named, so that no trial boot is part of the start.
+            backend: "qemu".to_owned(),
+            subnet: "10.213.80.0/24".to_owned(),
+            extra: Vec::new(),
+        };
+        write_hosts_toml(&settings.certs_dir(), &registry.host())?;
+        let (daemon, mut client) = Daemon::start(&layout, &settings).await?;
+        let had_containerd = Path::new(CONTAINERD_STATE).exists();
+        let started = async {
+            client.pull(&reference).await.context("pulling")?;
+            Pod::start("a3s-box", client.clone(), &reference, &settings.logs(), false).await
+        };
+        let ours = match started.await {
+            Ok(ours) => ours,
+            Err(error) => {
+                let error = error.context(format!("the daemon's log ends with:\n{}", daemon.log_tail()));
+                client.remove_everything().await.context("removing the pods")?;
+                daemon.stop().await?;
+                return Err(error);
+            }
+        };
+        let folder = settings.state.join("c");
+        let peer = match Peer::start(&folder, &settings.certs_dir(), &reference).await {
+            Ok(peer) => Some(peer),
+            Err(error) => {
+                println!("\nLEFT OUT: containerd with runc: {error:#}\n{}", Containerd::log_tail(&folder));
+                None
+            }
+        };
+        Ok(Self { daemon, client, state: settings.state, ours, peer, had_containerd, _registry: registry })
+    }
+
+    /// Removes everything; the outcome of what was measured, with the daemon's last words if it failed.
+    pub(crate) async fn stop(mut self, outcome: Result<()>) -> Result<()> {
+        if let Some(peer) = self.peer {
+            peer.stop().await?;
+        }
+        if !self.had_containerd && Path::new(CONTAINERD_STATE).exists() {
+            fs::remove_dir_all(CONTAINERD_STATE).context("removing containerd's sockets")?;
+        }
+        remove_cgroups()?;
+        self.client.remove_everything().await.context("removing the pods")?;
+        let log = self.daemon.log_tail();
+        self.daemon.stop().await?;
+        outcome.with_context(|| format!("the daemon's log ends with:\n{log}"))
+    }
+}
+
+/// runc leaves the parent of its containers' cgroups, in each hierarchy. One that is in use cannot be removed.
+fn remove_cgroups() -> Result<()> {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").context("listing the cgroup hierarchies")? {
+        fs::remove_dir(hierarchy?.path().join("k8s.io")).ok();
+    }
+    fs::remove_dir("/sys/fs/cgroup/k8s.io").ok();
+    Ok(())
+}
+
+/// containerd with a pod of its own.
+pub(crate) struct Peer {
+    daemon: Containerd,
+    client: Client,
+    pub(crate) pod: Pod,
+}
+
+impl Peer {
+    async fn start(folder: &Path, certs: &Path, reference: &str) -> Result<Self> {
+        let (daemon, mut client) = Containerd::start(folder, certs, Some(reference)).await?;
+        client.pull(reference).await.context("pulling")?;
+        match Pod::start("containerd", client.clone(), reference, &folder.join("logs"), true).await {
+            Ok(pod) => Ok(Self { daemon, client, pod }),
+            Err(error) => {
+                client.remove_everything().await.context("removing containerd's pods")?;
+                daemon.stop().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn stop(mut self) -> Result<()> {
+        self.client.remove_everything().await.context("removing containerd's pods")?;
+        self.daemon.stop().await
+    }
+}
+
+/// The program and the directories that runtimes mount on. By itself it waits, as a sandbox's image has to.
+fn pump_image(pump: &Path) -> Result<Image> {
+    let program = fs::read(pump).with_context(|| format!("reading {}", pump.display()))?;
+    let mut layer = Layer::new();
+    for directory in ["dev", "etc", "proc", "run", "sys"] {
+        layer = layer.directory(directory, 0o755)?;
+    }
+    let layer = layer.file("pump", 0o755, &program)?;
+    Image::new(vec![(layer, Encoding::Gzip)], &json!({ "Entrypoint": ["/pump"], "Cmd": ["pause"] }))
+}
