@@ -141,6 +141,12 @@ pub struct Usage<Id> {
     pub processes: u64,
     /// Their threads, with those of a box's sessions.
     pub threads: u64,
+    /// The limit of threads; 0 without one.
+    pub threads_max: u64,
+    /// Files that its processes have open.
+    pub file_descriptors: u64,
+    /// Those of them that are sockets.
+    pub sockets: u64,
     /// Traffic with block devices.
     pub io: IoUsage,
     /// Time in which it waited.
@@ -260,4 +266,10 @@ pub struct WritableLayerUsage {
     pub used_bytes: u64,
     /// Files and directories.
     pub inodes: u64,
+    /// Bytes of the disk, which the box's sessions share.
+    pub limit_bytes: u64,
+    /// Its inodes.
+    pub inodes_total: u64,
+    /// Its free inodes.
+    pub inodes_free: u64,
 }

@@ -150,6 +150,9 @@ pub(crate) fn from_wire<Id>(
         }),
         processes: stats.processes,
         threads: stats.pids,
+        threads_max: stats.threads_max,
+        file_descriptors: stats.file_descriptors,
+        sockets: stats.sockets,
         io: stats.io.map_or(io, |io| IoUsage {
             read_bytes: io.read_bytes,
             written_bytes: io.written_bytes,
@@ -166,6 +169,9 @@ pub(crate) fn from_wire<Id>(
                 disk: writable_layer_on,
                 used_bytes: layer.used_bytes,
                 inodes: layer.inodes,
+                limit_bytes: layer.limit_bytes,
+                inodes_total: layer.inodes_total,
+                inodes_free: layer.inodes_free,
             })
         }),
     }
@@ -256,6 +262,9 @@ mod tests {
                 disk: "/scratch.img".into(),
                 used_bytes: 5,
                 inodes: 1,
+                limit_bytes: 9,
+                inodes_total: 8,
+                inodes_free: 7,
             }),
             ..usage(7)
         };

@@ -5,6 +5,7 @@
 
 pub mod counters;
 pub mod layer;
+pub mod open;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -79,11 +80,15 @@ impl Collector {
             return known.map(|m| m.layer);
         }
         let usage = layer::measure(upper, end.min(started + LAYER_BUDGET)).ok()?;
+        let disk = rustix::fs::statvfs(upper).ok()?;
         let layer = WritableLayerStats {
             used_bytes: usage.bytes,
             inodes: usage.inodes,
             at_least: !usage.complete,
             at_ns: now_ns(),
+            limit_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
+            inodes_total: disk.f_files,
+            inodes_free: disk.f_ffree,
         };
         let done = Instant::now();
         let due = done + (done - started) * REST;
@@ -117,11 +122,16 @@ fn pod() -> Option<SessionStats> {
 fn counted(cgroup: BorrowedFd<'_>) -> SessionStats {
     let read = |file: &str| counters::read(cgroup, file).ok();
     let pressure = |file: &str| read(file).map(|text| counters::pressure(&text));
+    let processes = read("cgroup.procs").unwrap_or_default();
+    let open = open::count(Path::new("/proc"), &processes);
     SessionStats {
         cpu: read("cpu.stat").map(|text| counters::cpu(&text)),
         memory: counters::memory(read),
         pids: read("pids.current").and_then(|text| counters::number(&text)).unwrap_or(0),
-        processes: read("cgroup.procs").map_or(0, |text| text.lines().count() as u64),
+        processes: processes.lines().count() as u64,
+        file_descriptors: open.files,
+        sockets: open.sockets,
+        threads_max: read("pids.max").and_then(|text| counters::number(&text)).unwrap_or(0),
         io: read("io.stat").map(|text| counters::io(&text)),
         cpu_pressure: pressure("cpu.pressure"),
         memory_pressure: pressure("memory.pressure"),

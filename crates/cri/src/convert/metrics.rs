@@ -3,12 +3,13 @@
 //!
 //! A value is a whole number, so that seconds are whole ones too. What is not known has no metric.
 
+use a3s_box_core::BoxId;
 use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_core::network::InterfaceUsage;
 use a3s_box_core::spec::{Limits, PodIdentity};
 use a3s_box_runtime::{
-    BoxStatus, BoxUsage, CpuUsage, IoUsage, MemoryUsage, Pressure, Pressures, SessionStatus, Usage,
-    WritableLayerUsage,
+    BoxStatus, BoxUsage, CpuUsage, IoUsage, MemoryUsage, Pressure, Pressures, SessionStatus, SessionUsage,
+    Usage, WritableLayerUsage,
 };
 
 use crate::proto::{ContainerMetrics, Metric, MetricDescriptor, MetricType, PodSandboxMetrics, UInt64Value};
@@ -38,20 +39,37 @@ struct Figures<'a> {
     pressure: &'a Pressures,
     processes: u64,
     threads: u64,
+    threads_max: u64,
+    file_descriptors: u64,
+    sockets: u64,
     layer: Option<&'a WritableLayerUsage>,
 }
 
 impl<'a> Figures<'a> {
-    fn of<Id>(usage: &'a Usage<Id>, processes: u64) -> Self {
+    fn of<Id>(usage: &'a Usage<Id>) -> Self {
         Self {
             at_ns: usage.at_ns,
             cpu: &usage.cpu,
             memory: &usage.memory,
             io: &usage.io,
             pressure: &usage.pressure,
-            processes,
+            processes: usage.processes,
             threads: usage.threads,
+            threads_max: usage.threads_max,
+            file_descriptors: usage.file_descriptors,
+            sockets: usage.sockets,
             layer: usage.writable_layer.as_ref(),
+        }
+    }
+
+    /// What is counted by process has to be summed over a pod's containers.
+    fn of_pod(total: &'a Usage<BoxId>, sessions: &[SessionUsage]) -> Self {
+        let sum = |of: fn(&SessionUsage) -> u64| sessions.iter().map(of).sum();
+        Self {
+            processes: sum(|session| session.processes),
+            file_descriptors: sum(|session| session.file_descriptors),
+            sockets: sum(|session| session.sockets),
+            ..Self::of(total)
         }
     }
 }
@@ -277,13 +295,49 @@ const FAMILIES: &[Family] = &[
     ),
     gauge("container_processes", "Processes.", From::Figures(|figures| Some(figures.processes))),
     gauge("container_threads", "Threads of all processes.", From::Figures(|figures| Some(figures.threads))),
-    gauge("container_threads_max", "The limit of threads.", From::Limit(|limits| positive(limits.pids))),
-    gauge("container_spec_cpu_shares", "The weight of its CPU use.", From::Limit(|limits| limits.cpu_shares)),
     gauge(
-        "container_spec_cpu_quota",
-        "The CPU limit in microseconds of each period.",
-        From::Limit(|limits| positive(limits.cpu_quota_us)),
+        "container_threads_max",
+        "The limit of threads; 0 without one.",
+        From::Figures(|figures| Some(figures.threads_max)),
     ),
+    gauge(
+        "container_file_descriptors",
+        "Open files.",
+        From::Figures(|figures| Some(figures.file_descriptors)),
+    ),
+    gauge("container_sockets", "Open sockets.", From::Figures(|figures| Some(figures.sockets))),
+    Family {
+        labels: &["device"],
+        ..gauge(
+            "container_fs_limit_bytes",
+            "Bytes of the disk with the writable layers of the pod.",
+            From::All(|source| layer(source, |layer| layer.limit_bytes)),
+        )
+    },
+    Family {
+        labels: &["device"],
+        ..gauge(
+            "container_fs_inodes_total",
+            "Inodes of that disk.",
+            From::All(|source| layer(source, |layer| layer.inodes_total)),
+        )
+    },
+    Family {
+        labels: &["device"],
+        ..gauge(
+            "container_fs_inodes_free",
+            "Free inodes of that disk.",
+            From::All(|source| layer(source, |layer| layer.inodes_free)),
+        )
+    },
+    Family {
+        labels: &["device", "major", "minor", "operation"],
+        ..counter(
+            "container_blkio_device_usage_total",
+            "Bytes read from and written to all block devices together.",
+            From::All(blkio),
+        )
+    },
     gauge(
         "container_spec_cpu_period",
         "The period of the CPU limit in microseconds.",
@@ -317,6 +371,13 @@ fn faults(source: &Source<'_>) -> Vec<Value> {
     vec![of("pgfault", figures.memory.page_faults), of("pgmajfault", figures.memory.major_page_faults)]
 }
 
+/// The devices are the guest's, whose names say nothing here.
+fn blkio(source: &Source<'_>) -> Vec<Value> {
+    let Some(figures) = &source.figures else { return Vec::new() };
+    let of = |operation: &str, bytes| (["", "", "", operation].map(str::to_owned).into(), bytes);
+    vec![of("Read", figures.io.read_bytes), of("Write", figures.io.written_bytes)]
+}
+
 /// The host's file below a writable layer is its device.
 fn layer(source: &Source<'_>, of: fn(&WritableLayerUsage) -> u64) -> Vec<Value> {
     let layer = source.figures.as_ref().and_then(|figures| figures.layer);
@@ -346,9 +407,8 @@ pub fn descriptors() -> Vec<MetricDescriptor> {
 /// The metrics of a pod, and of those of its containers of which something is known.
 pub fn of_pod(state: &BoxStatus, states: &[SessionStatus], usage: &BoxUsage) -> PodSandboxMetrics {
     let identity = &state.spec.identity;
-    let processes = usage.sessions.iter().map(|session| session.processes).sum();
     let pod = Source {
-        figures: usage.total.as_ref().map(|total| Figures::of(total, processes)),
+        figures: usage.total.as_ref().map(|total| Figures::of_pod(total, &usage.sessions)),
         network: &usage.network,
         started_at_ns: Some(state.created_at_ns),
         limits: None,
@@ -356,7 +416,7 @@ pub fn of_pod(state: &BoxStatus, states: &[SessionStatus], usage: &BoxUsage) -> 
     let container_metrics = states.iter().filter_map(|state| {
         let usage = usage.sessions.iter().find(|usage| usage.id == state.id)?;
         let container = Source {
-            figures: Some(Figures::of(usage, usage.processes)),
+            figures: Some(Figures::of(usage)),
             // Its pod's.
             network: &[],
             started_at_ns: started_at(&state.phase),
@@ -406,10 +466,10 @@ fn metrics(source: &Source<'_>, labels: &[String; 6], timestamp: i64) -> Vec<Met
 mod tests {
     use std::collections::{BTreeSet, HashMap};
 
+    use a3s_box_core::SessionId;
     use a3s_box_core::lifecycle::BoxPhase;
     use a3s_box_core::network::Traffic;
     use a3s_box_core::spec::{BoxSpec, SessionSpec};
-    use a3s_box_core::{BoxId, SessionId};
     use a3s_box_runtime::Stall;
 
     use super::*;
@@ -427,6 +487,9 @@ mod tests {
             },
             processes: 2,
             threads: 7,
+            threads_max: 0,
+            file_descriptors: 13,
+            sockets: 2,
             io: IoUsage { reads: 6, ..IoUsage::default() },
             pressure: Pressures {
                 cpu: Some(Pressure {
@@ -474,7 +537,14 @@ mod tests {
             pid: None,
             info: Default::default(),
         };
-        let layer = WritableLayerUsage { disk: "/scratch.img".into(), used_bytes: 20, inodes: 3 };
+        let layer = WritableLayerUsage {
+            disk: "/scratch.img".into(),
+            used_bytes: 20,
+            inodes: 3,
+            limit_bytes: 100,
+            inodes_total: 50,
+            inodes_free: 40,
+        };
         let usage = BoxUsage {
             id: box_id.clone(),
             at_ns: 90_000_000_000,
@@ -541,6 +611,9 @@ mod tests {
         assert_eq!((one("container_start_time_seconds"), one("container_last_seen")), (Some(5), Some(90)));
         assert_eq!(of_container[&("container_memory_failures_total", vec!["pgmajfault", "container"])], 5);
         assert_eq!(of_container[&("container_fs_usage_bytes", vec!["/scratch.img"])], 20);
+        assert_eq!(of_container[&("container_fs_inodes_free", vec!["/scratch.img"])], 40);
+        assert_eq!((one("container_file_descriptors"), one("container_sockets")), (Some(13), Some(2)));
+        assert_eq!(one("container_threads_max"), Some(0), "there is no limit");
         let names: BTreeSet<&str> = container.iter().map(|metric| metric.name.as_str()).collect();
         assert!(!names.iter().any(|name| name.starts_with("container_network")));
 

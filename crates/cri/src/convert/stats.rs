@@ -188,6 +188,9 @@ mod tests {
             },
             processes: 1,
             threads: 2,
+            threads_max: 0,
+            file_descriptors: 3,
+            sockets: 1,
             io: IoUsage::default(),
             pressure: Pressures {
                 io: Some(Pressure {
@@ -200,6 +203,9 @@ mod tests {
                 disk: "/x/scratch.img".into(),
                 used_bytes: 20,
                 inodes: 5,
+                limit_bytes: 50,
+                inodes_total: 9,
+                inodes_free: 4,
             }),
         }
     }
@@ -283,6 +289,9 @@ mod tests {
             memory: session.memory.clone(),
             processes: 0,
             threads: 0,
+            threads_max: 0,
+            file_descriptors: 0,
+            sockets: 0,
             io: session.io.clone(),
             pressure: session.pressure.clone(),
             writable_layer: None,
