@@ -338,6 +338,12 @@ const FAMILIES: &[Family] = &[
             From::All(blkio),
         )
     },
+    gauge("container_spec_cpu_shares", "The weight of its CPU use.", From::Limit(|limits| limits.cpu_shares)),
+    gauge(
+        "container_spec_cpu_quota",
+        "The CPU limit in microseconds of each period.",
+        From::Limit(|limits| positive(limits.cpu_quota_us)),
+    ),
     gauge(
         "container_spec_cpu_period",
         "The period of the CPU limit in microseconds.",
