@@ -139,7 +139,7 @@ async fn measure(options: &Options, pair: &mut Pair) -> Result<()> {
         println!();
     }
     mine.latency(ours).await?;
-    if let Some(peer) = peer.as_deref_mut() {
+    if let Some(peer) = peer {
         theirs.latency(peer).await?;
     }
     println!("\nexec, from connecting to the first byte, ms");
