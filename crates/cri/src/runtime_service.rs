@@ -4,6 +4,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::batches::batches;
+use crate::convert::metrics;
 use crate::proto::runtime_service_server::RuntimeService;
 use crate::proto::*;
 use crate::service::{CriService, answer, unimplemented};
@@ -249,7 +250,10 @@ impl RuntimeService for CriService {
         &self,
         _request: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        answer("ListMetricDescriptors", async { Ok(Self::list_metric_descriptors()) }).await
+        answer("ListMetricDescriptors", async {
+            Ok(ListMetricDescriptorsResponse { descriptors: metrics::descriptors() })
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(

@@ -10,9 +10,8 @@ use crate::convert::stats::{container_stats, pod_sandbox_stats};
 use crate::error::CriError;
 use crate::filter::{shows_sandbox_stats, shows_stats};
 use crate::proto::{
-    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ContainerStatsResponse,
-    ListMetricDescriptorsResponse, PodSandboxMetrics, PodSandboxStats, PodSandboxStatsFilter,
-    PodSandboxStatsRequest, PodSandboxStatsResponse,
+    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ContainerStatsResponse, PodSandboxMetrics,
+    PodSandboxStats, PodSandboxStatsFilter, PodSandboxStatsRequest, PodSandboxStatsResponse,
 };
 use crate::service::CriService;
 
@@ -63,10 +62,6 @@ impl CriService {
             .iter()
             .map(|(state, usage)| pod_sandbox_stats(state, &self.boxes.list_sessions_of(&state.id), usage));
         Ok(stats.collect())
-    }
-
-    pub(crate) fn list_metric_descriptors() -> ListMetricDescriptorsResponse {
-        ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }
     }
 
     pub(crate) async fn list_pod_sandbox_metrics(&self) -> Result<Vec<PodSandboxMetrics>, CriError> {

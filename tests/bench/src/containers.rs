@@ -1,10 +1,10 @@
 //! The life of a container in a running pod, beside containerd with runc: the same program, the same calls.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::pair::Pair;
+use crate::pair::{Pair, Programs};
 use crate::pod::{STEPS, Steps};
 use crate::samples::Samples;
 
@@ -13,19 +13,15 @@ const WARM_UP: usize = 2;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The installed layout: target/dist.
-    #[arg(long)]
-    dist: PathBuf,
-    /// The program for the containers, linked statically.
-    #[arg(long)]
-    pump: PathBuf,
+    #[command(flatten)]
+    programs: Programs,
     /// Containers of each runtime.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }
 
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
-    let mut pair = Pair::start(&options.dist, &options.pump, state).await?;
+    let mut pair = Pair::start(&options.programs, state).await?;
     let outcome = measure(options.rounds, &mut pair).await;
     pair.stop(outcome).await
 }

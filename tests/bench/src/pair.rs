@@ -19,6 +19,17 @@ use crate::pod::Pod;
 /// Where containerd's shims have their sockets, whatever its configuration says.
 const CONTAINERD_STATE: &str = "/run/containerd";
 
+/// What both run.
+#[derive(clap::Args)]
+pub(crate) struct Programs {
+    /// The installed layout: target/dist.
+    #[arg(long)]
+    dist: PathBuf,
+    /// The program for the containers, linked statically.
+    #[arg(long)]
+    pump: PathBuf,
+}
+
 /// Both, running.
 pub(crate) struct Pair {
     pub(crate) daemon: Daemon,
@@ -34,10 +45,10 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) async fn start(dist: &Path, pump: &Path, state: &Path) -> Result<Self> {
-        let layout = Layout::at(dist)?;
+    pub(crate) async fn start(programs: &Programs, state: &Path) -> Result<Self> {
+        let layout = Layout::at(&programs.dist)?;
         let registry = Registry::start(&state.join("registry"))?;
-        let reference = registry.push("pump", "latest", &pump_image(pump)?)?;
+        let reference = registry.push("pump", "latest", &pump_image(&programs.pump)?)?;
         let settings = Settings {
             state: state.join("a"),
             // Named, so that no trial boot is part of the start.

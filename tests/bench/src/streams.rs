@@ -7,12 +7,12 @@ mod leaks;
 mod log;
 mod raw;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::pair::Pair;
+use crate::pair::{Pair, Programs};
 use crate::pod::{Direction, Pod};
 use crate::samples::Samples;
 use raw::Vsock;
@@ -27,12 +27,8 @@ const LONG: u64 = 16 * 1024;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The installed layout: target/dist.
-    #[arg(long)]
-    dist: PathBuf,
-    /// The program for the containers, linked statically.
-    #[arg(long)]
-    pump: PathBuf,
+    #[command(flatten)]
+    programs: Programs,
     /// Runs of every measurement.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
@@ -99,7 +95,7 @@ impl Measured {
 
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
     log::run(options.rounds, options.mib)?;
-    let mut pair = Pair::start(&options.dist, &options.pump, state).await?;
+    let mut pair = Pair::start(&options.programs, state).await?;
     let outcome = measure(options, &mut pair).await;
     pair.stop(outcome).await
 }

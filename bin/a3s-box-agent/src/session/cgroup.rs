@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::devices;
+use crate::stats::counters::number;
 use crate::{paths, sys};
 
 /// How often a cgroup is asked whether it is empty, with doubling pauses from one millisecond.
@@ -71,14 +72,10 @@ impl Cgroup {
     /// devices only. What was made is removed again when a step fails.
     pub fn create(id: &str, resources: &Resources, all_devices: bool) -> Result<Self, CgroupError> {
         let path = Path::new(paths::POD_CGROUP).join(id);
-        let fail = |step: &'static str| {
-            let path = path.clone();
-            move |e: Errno| CgroupError::File { path, step, source: e.into() }
-        };
-        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)).map_err(fail("make"))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&path, flags, Mode::empty()).map_err(fail("open"))?;
-        let cgroup = Self { path, directory };
+        if let Err(source) = rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
+            return Err(CgroupError::File { path, step: "make", source: source.into() });
+        }
+        let cgroup = Self::open(path)?;
         match cgroup.apply(&resources.settings).and_then(|()| cgroup.confine(all_devices)) {
             Ok(()) => Ok(cgroup),
             Err(error) => {
@@ -102,7 +99,10 @@ impl Cgroup {
 
     /// The cgroup above those of all sessions.
     pub fn pod() -> Result<Self, CgroupError> {
-        let path = PathBuf::from(paths::POD_CGROUP);
+        Self::open(PathBuf::from(paths::POD_CGROUP))
+    }
+
+    fn open(path: PathBuf) -> Result<Self, CgroupError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(directory) => Ok(Self { path, directory }),
@@ -133,9 +133,11 @@ impl Cgroup {
     }
 
     fn check_memory(&self, setting: &CgroupSetting) -> Result<(), CgroupError> {
-        let wanted = (setting.file == "memory.max").then(|| setting.value.parse::<u64>().ok()).flatten();
-        let used = self.read("memory.current").ok().and_then(|text| text.trim().parse::<u64>().ok());
-        match wanted.zip(used) {
+        if setting.file != "memory.max" {
+            return Ok(());
+        }
+        let used = self.read("memory.current").ok().and_then(|text| number(&text));
+        match number(&setting.value).zip(used) {
             Some((wanted, used)) if wanted < used => Err(CgroupError::InUse { wanted, used }),
             Some(_) | None => Ok(()),
         }

@@ -8,16 +8,16 @@ pub mod layer;
 pub mod open;
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use a3s_box_protocol::proto::{SessionStats, StatsResponse, WritableLayerStats};
-use rustix::fs::{Mode, OFlags};
 
 use crate::paths;
 use crate::reaper::now_ns;
+use crate::session::cgroup::Cgroup;
 use crate::session::table::Table;
 use crate::session::{Phase, Session};
 
@@ -114,16 +114,15 @@ fn not_started() -> SessionStats {
 
 /// Counters of a cgroup go on counting what was in cgroups below it that are gone.
 fn pod() -> Option<SessionStats> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let cgroup = rustix::fs::open(paths::POD_CGROUP, flags, Mode::empty()).ok()?;
-    Some(SessionStats { at_ns: now_ns(), ..counted(cgroup.as_fd()) })
+    let cgroup = Cgroup::pod().ok()?;
+    Some(SessionStats { at_ns: now_ns(), ..counted(cgroup.directory()) })
 }
 
 fn counted(cgroup: BorrowedFd<'_>) -> SessionStats {
     let read = |file: &str| counters::read(cgroup, file).ok();
     let pressure = |file: &str| read(file).map(|text| counters::pressure(&text));
     let processes = read("cgroup.procs").unwrap_or_default();
-    let open = open::count(Path::new("/proc"), &processes);
+    let open = open::count(&processes);
     SessionStats {
         cpu: read("cpu.stat").map(|text| counters::cpu(&text)),
         memory: counters::memory(read),

@@ -16,11 +16,11 @@ pub struct Open {
 }
 
 /// Counts for processes by their ids, as `cgroup.procs` lists them. One that has ended has nothing open.
-pub fn count(proc: &Path, processes: &str) -> Open {
+pub fn count(processes: &str) -> Open {
     let mut open = Open::default();
     let mut links = MAX_LINKS;
     for pid in processes.lines() {
-        let folder = proc.join(pid).join("fd");
+        let folder = Path::new("/proc").join(pid).join("fd");
         // Its size is the number of its entries: kernel 6.2, proc_pid_fd(5).
         open.files += fs::metadata(&folder).map_or(0, |metadata| metadata.len());
         let Ok(entries) = fs::read_dir(&folder) else { continue };
@@ -45,12 +45,12 @@ mod tests {
     #[test]
     fn files_and_sockets_of_this_process_are_counted() {
         let id = std::process::id().to_string();
-        let before = count(Path::new("/proc"), &id);
+        let before = count(&id);
         let pair = UnixStream::pair().unwrap();
-        let after = count(Path::new("/proc"), &format!("{id}\n4194305\n"));
+        let after = count(&format!("{id}\n4194305\n"));
         // Other tests open and close files meanwhile.
         assert!(after.sockets >= 2 && after.sockets >= before.sockets, "{before:?} {after:?}");
         drop(pair);
-        assert_eq!(count(Path::new("/proc"), ""), Open::default());
+        assert_eq!(count(""), Open::default());
     }
 }

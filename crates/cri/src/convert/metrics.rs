@@ -79,20 +79,20 @@ type Value = (Vec<String>, u64);
 
 /// Where the values of a metric come from.
 #[derive(Clone, Copy)]
-enum From {
+enum Origin {
     Cpu(fn(&CpuUsage) -> u64),
     Memory(fn(&MemoryUsage) -> u64),
     Io(fn(&IoUsage) -> u64),
     /// Whole seconds that somebody waited.
     Pressure(fn(&Pressures) -> Option<&Pressure>, fn(&Pressure) -> u64),
-    Figures(fn(&Figures<'_>) -> Option<u64>),
+    Figures(fn(&Figures<'_>) -> u64),
     Limit(fn(&Limits) -> Option<u64>),
     /// One for each interface, with its name.
     Interface(fn(&InterfaceUsage) -> u64),
     All(fn(&Source<'_>) -> Vec<Value>),
 }
 
-impl From {
+impl Origin {
     fn values(self, source: &Source<'_>) -> Vec<Value> {
         let figures = source.figures.as_ref();
         let one = match self {
@@ -102,10 +102,10 @@ impl From {
             Self::Pressure(of, part) => {
                 figures.and_then(|figures| of(figures.pressure)).map(|pressure| part(pressure) / 1_000_000)
             }
-            Self::Figures(of) => figures.and_then(of),
+            Self::Figures(of) => figures.map(of),
             Self::Limit(of) => source.limits.and_then(of),
             Self::Interface(of) => {
-                let value = |interface| (vec![InterfaceUsage::clone(interface).name], of(interface));
+                let value = |interface: &InterfaceUsage| (vec![interface.name.clone()], of(interface));
                 return source.network.iter().map(value).collect();
             }
             Self::All(of) => return of(source),
@@ -119,133 +119,133 @@ struct Family {
     help: &'static str,
     kind: MetricType,
     labels: &'static [&'static str],
-    from: From,
+    from: Origin,
 }
 
-const fn counter(name: &'static str, help: &'static str, from: From) -> Family {
+const fn counter(name: &'static str, help: &'static str, from: Origin) -> Family {
     Family { name, help, kind: MetricType::Counter, labels: &[], from }
 }
 
-const fn gauge(name: &'static str, help: &'static str, from: From) -> Family {
+const fn gauge(name: &'static str, help: &'static str, from: Origin) -> Family {
     Family { name, help, kind: MetricType::Gauge, labels: &[], from }
 }
 
 const fn traffic(name: &'static str, help: &'static str, of: fn(&InterfaceUsage) -> u64) -> Family {
-    Family { labels: &["interface"], ..counter(name, help, From::Interface(of)) }
+    Family { labels: &["interface"], ..counter(name, help, Origin::Interface(of)) }
 }
 
 const FAMILIES: &[Family] = &[
     counter(
         "container_cpu_usage_seconds_total",
         "Processor time used.",
-        From::Cpu(|cpu| cpu.usage_ns / SECOND),
+        Origin::Cpu(|cpu| cpu.usage_ns / SECOND),
     ),
     counter(
         "container_cpu_user_seconds_total",
         "Processor time used in programs.",
-        From::Cpu(|cpu| cpu.user_ns / SECOND),
+        Origin::Cpu(|cpu| cpu.user_ns / SECOND),
     ),
     counter(
         "container_cpu_system_seconds_total",
         "Processor time used in the kernel.",
-        From::Cpu(|cpu| cpu.system_ns / SECOND),
+        Origin::Cpu(|cpu| cpu.system_ns / SECOND),
     ),
     counter(
         "container_cpu_cfs_periods_total",
         "Periods of the CPU limit in which something ran.",
-        From::Cpu(|cpu| cpu.periods),
+        Origin::Cpu(|cpu| cpu.periods),
     ),
     counter(
         "container_cpu_cfs_throttled_periods_total",
         "Periods in which the CPU limit was used up.",
-        From::Cpu(|cpu| cpu.throttled_periods),
+        Origin::Cpu(|cpu| cpu.throttled_periods),
     ),
     counter(
         "container_cpu_cfs_throttled_seconds_total",
         "Time waited because of the CPU limit.",
-        From::Cpu(|cpu| cpu.throttled_ns / SECOND),
+        Origin::Cpu(|cpu| cpu.throttled_ns / SECOND),
     ),
     gauge(
         "container_memory_usage_bytes",
         "Memory in use, with pages of files.",
-        From::Memory(|memory| memory.usage_bytes),
+        Origin::Memory(|memory| memory.usage_bytes),
     ),
     gauge(
         "container_memory_working_set_bytes",
         "Memory in use without pages of files that were not used of late.",
-        From::Memory(|memory| memory.working_set_bytes),
+        Origin::Memory(|memory| memory.working_set_bytes),
     ),
-    gauge("container_memory_rss", "Anonymous memory in bytes.", From::Memory(|memory| memory.rss_bytes)),
-    gauge("container_memory_cache", "Pages of files in bytes.", From::Memory(|memory| memory.file_bytes)),
+    gauge("container_memory_rss", "Anonymous memory in bytes.", Origin::Memory(|memory| memory.rss_bytes)),
+    gauge("container_memory_cache", "Pages of files in bytes.", Origin::Memory(|memory| memory.file_bytes)),
     gauge(
         "container_memory_mapped_file",
         "Pages of files that are mapped, in bytes.",
-        From::Memory(|memory| memory.mapped_file_bytes),
+        Origin::Memory(|memory| memory.mapped_file_bytes),
     ),
     gauge(
         "container_memory_total_active_file_bytes",
         "Pages of files that were used of late.",
-        From::Memory(|memory| memory.active_file_bytes),
+        Origin::Memory(|memory| memory.active_file_bytes),
     ),
     gauge(
         "container_memory_total_inactive_file_bytes",
         "Pages of files that were not used of late.",
-        From::Memory(|memory| memory.inactive_file_bytes),
+        Origin::Memory(|memory| memory.inactive_file_bytes),
     ),
     gauge(
         "container_memory_kernel_usage",
         "Memory of the kernel in bytes.",
-        From::Memory(|memory| memory.kernel_bytes),
+        Origin::Memory(|memory| memory.kernel_bytes),
     ),
-    gauge("container_memory_swap", "Swap in use in bytes.", From::Memory(|memory| memory.swap_bytes)),
+    gauge("container_memory_swap", "Swap in use in bytes.", Origin::Memory(|memory| memory.swap_bytes)),
     gauge(
         "container_memory_max_usage_bytes",
         "The most memory that was ever in use.",
-        From::Memory(|memory| memory.peak_bytes),
+        Origin::Memory(|memory| memory.peak_bytes),
     ),
     counter(
         "container_memory_failcnt",
         "How often the memory limit was met.",
-        From::Memory(|memory| memory.limit_hits),
+        Origin::Memory(|memory| memory.limit_hits),
     ),
     Family {
         labels: &["failure_type", "scope"],
-        ..counter("container_memory_failures_total", "Page faults.", From::All(faults))
+        ..counter("container_memory_failures_total", "Page faults.", Origin::All(faults))
     },
     counter(
         "container_oom_events_total",
         "How often a process was killed for want of memory.",
-        From::Memory(|memory| memory.oom_kills),
+        Origin::Memory(|memory| memory.oom_kills),
     ),
     counter(
         "container_pressure_cpu_waiting_seconds_total",
         "Time in which somebody waited for a processor.",
-        From::Pressure(|all| all.cpu.as_ref(), |pressure| pressure.some.total_us),
+        Origin::Pressure(|all| all.cpu.as_ref(), |pressure| pressure.some.total_us),
     ),
     counter(
         "container_pressure_cpu_stalled_seconds_total",
         "Time in which everybody waited for a processor.",
-        From::Pressure(|all| all.cpu.as_ref(), |pressure| pressure.full.total_us),
+        Origin::Pressure(|all| all.cpu.as_ref(), |pressure| pressure.full.total_us),
     ),
     counter(
         "container_pressure_memory_waiting_seconds_total",
         "Time in which somebody waited for memory.",
-        From::Pressure(|all| all.memory.as_ref(), |pressure| pressure.some.total_us),
+        Origin::Pressure(|all| all.memory.as_ref(), |pressure| pressure.some.total_us),
     ),
     counter(
         "container_pressure_memory_stalled_seconds_total",
         "Time in which everybody waited for memory.",
-        From::Pressure(|all| all.memory.as_ref(), |pressure| pressure.full.total_us),
+        Origin::Pressure(|all| all.memory.as_ref(), |pressure| pressure.full.total_us),
     ),
     counter(
         "container_pressure_io_waiting_seconds_total",
         "Time in which somebody waited for a disk.",
-        From::Pressure(|all| all.io.as_ref(), |pressure| pressure.some.total_us),
+        Origin::Pressure(|all| all.io.as_ref(), |pressure| pressure.some.total_us),
     ),
     counter(
         "container_pressure_io_stalled_seconds_total",
         "Time in which everybody waited for a disk.",
-        From::Pressure(|all| all.io.as_ref(), |pressure| pressure.full.total_us),
+        Origin::Pressure(|all| all.io.as_ref(), |pressure| pressure.full.total_us),
     ),
     traffic("container_network_receive_bytes_total", "Bytes received.", |interface| interface.received.bytes),
     traffic("container_network_receive_packets_total", "Packets received.", |interface| {
@@ -274,7 +274,7 @@ const FAMILIES: &[Family] = &[
         ..gauge(
             "container_fs_usage_bytes",
             "Bytes of the writable layer.",
-            From::All(|source| layer(source, |layer| layer.used_bytes)),
+            Origin::All(|source| layer(source, |layer| layer.used_bytes)),
         )
     },
     Family {
@@ -282,36 +282,36 @@ const FAMILIES: &[Family] = &[
         ..gauge(
             "container_fs_inodes_used",
             "Files of the writable layer.",
-            From::All(|source| layer(source, |layer| layer.inodes)),
+            Origin::All(|source| layer(source, |layer| layer.inodes)),
         )
     },
-    counter("container_fs_reads_total", "Reads of block devices.", From::Io(|io| io.reads)),
-    counter("container_fs_reads_bytes_total", "Bytes read from block devices.", From::Io(|io| io.read_bytes)),
-    counter("container_fs_writes_total", "Writes of block devices.", From::Io(|io| io.writes)),
+    counter("container_fs_reads_total", "Reads of block devices.", Origin::Io(|io| io.reads)),
+    counter(
+        "container_fs_reads_bytes_total",
+        "Bytes read from block devices.",
+        Origin::Io(|io| io.read_bytes),
+    ),
+    counter("container_fs_writes_total", "Writes of block devices.", Origin::Io(|io| io.writes)),
     counter(
         "container_fs_writes_bytes_total",
         "Bytes written to block devices.",
-        From::Io(|io| io.written_bytes),
+        Origin::Io(|io| io.written_bytes),
     ),
-    gauge("container_processes", "Processes.", From::Figures(|figures| Some(figures.processes))),
-    gauge("container_threads", "Threads of all processes.", From::Figures(|figures| Some(figures.threads))),
+    gauge("container_processes", "Processes.", Origin::Figures(|figures| figures.processes)),
+    gauge("container_threads", "Threads of all processes.", Origin::Figures(|figures| figures.threads)),
     gauge(
         "container_threads_max",
         "The limit of threads; 0 without one.",
-        From::Figures(|figures| Some(figures.threads_max)),
+        Origin::Figures(|figures| figures.threads_max),
     ),
-    gauge(
-        "container_file_descriptors",
-        "Open files.",
-        From::Figures(|figures| Some(figures.file_descriptors)),
-    ),
-    gauge("container_sockets", "Open sockets.", From::Figures(|figures| Some(figures.sockets))),
+    gauge("container_file_descriptors", "Open files.", Origin::Figures(|figures| figures.file_descriptors)),
+    gauge("container_sockets", "Open sockets.", Origin::Figures(|figures| figures.sockets)),
     Family {
         labels: &["device"],
         ..gauge(
             "container_fs_limit_bytes",
             "Bytes of the disk with the writable layers of the pod.",
-            From::All(|source| layer(source, |layer| layer.limit_bytes)),
+            Origin::All(|source| layer(source, |layer| layer.limit_bytes)),
         )
     },
     Family {
@@ -319,7 +319,7 @@ const FAMILIES: &[Family] = &[
         ..gauge(
             "container_fs_inodes_total",
             "Inodes of that disk.",
-            From::All(|source| layer(source, |layer| layer.inodes_total)),
+            Origin::All(|source| layer(source, |layer| layer.inodes_total)),
         )
     },
     Family {
@@ -327,7 +327,7 @@ const FAMILIES: &[Family] = &[
         ..gauge(
             "container_fs_inodes_free",
             "Free inodes of that disk.",
-            From::All(|source| layer(source, |layer| layer.inodes_free)),
+            Origin::All(|source| layer(source, |layer| layer.inodes_free)),
         )
     },
     Family {
@@ -335,39 +335,43 @@ const FAMILIES: &[Family] = &[
         ..counter(
             "container_blkio_device_usage_total",
             "Bytes read from and written to all block devices together.",
-            From::All(blkio),
+            Origin::All(blkio),
         )
     },
-    gauge("container_spec_cpu_shares", "The weight of its CPU use.", From::Limit(|limits| limits.cpu_shares)),
+    gauge(
+        "container_spec_cpu_shares",
+        "The weight of its CPU use.",
+        Origin::Limit(|limits| limits.cpu_shares),
+    ),
     gauge(
         "container_spec_cpu_quota",
         "The CPU limit in microseconds of each period.",
-        From::Limit(|limits| positive(limits.cpu_quota_us)),
+        Origin::Limit(|limits| positive(limits.cpu_quota_us)),
     ),
     gauge(
         "container_spec_cpu_period",
         "The period of the CPU limit in microseconds.",
-        From::Limit(|limits| limits.cpu_period_us),
+        Origin::Limit(|limits| limits.cpu_period_us),
     ),
     gauge(
         "container_spec_memory_limit_bytes",
         "The memory limit.",
-        From::Limit(|limits| positive(limits.memory_bytes)),
+        Origin::Limit(|limits| positive(limits.memory_bytes)),
     ),
     gauge(
         "container_spec_memory_swap_limit_bytes",
         "The limit of memory and swap together.",
-        From::Limit(|limits| positive(limits.memory_swap_bytes)),
+        Origin::Limit(|limits| positive(limits.memory_swap_bytes)),
     ),
     gauge(
         "container_start_time_seconds",
         "When it was started: seconds since 1970.",
-        From::All(|source| seconds(source.started_at_ns)),
+        Origin::All(|source| seconds(source.started_at_ns)),
     ),
     gauge(
         "container_last_seen",
         "When these figures were read: seconds since 1970.",
-        From::All(|source| seconds(source.figures.as_ref().map(|figures| figures.at_ns))),
+        Origin::All(|source| seconds(source.figures.as_ref().map(|figures| figures.at_ns))),
     ),
 ];
 
@@ -472,12 +476,12 @@ fn metrics(source: &Source<'_>, labels: &[String; 6], timestamp: i64) -> Vec<Met
 mod tests {
     use std::collections::{BTreeSet, HashMap};
 
-    use a3s_box_core::SessionId;
     use a3s_box_core::lifecycle::BoxPhase;
     use a3s_box_core::network::Traffic;
     use a3s_box_core::spec::{BoxSpec, SessionSpec};
     use a3s_box_runtime::Stall;
 
+    use super::super::status::tests::{a_box, a_session};
     use super::*;
 
     fn figures<Id>(id: Id) -> Usage<Id> {
@@ -509,40 +513,23 @@ mod tests {
     }
 
     fn told() -> PodSandboxMetrics {
-        let (box_id, id) = (BoxId::from_random([7; 32]), SessionId::from_random([9; 32]));
         let identity =
             PodIdentity { name: "p".to_owned(), namespace: "ns".to_owned(), ..PodIdentity::default() };
         let state = BoxStatus {
-            id: box_id.clone(),
             spec: BoxSpec { identity, ..BoxSpec::default() },
-            phase: BoxPhase::Ready,
             created_at_ns: 1_000_000_000,
-            ips: Vec::new(),
-            backend: String::new(),
-            kernel_release: String::new(),
-            vmm_pid: None,
-            timeline: Vec::new(),
-            dir: "/x".into(),
+            ..a_box(BoxPhase::Ready)
         };
         let limits = Limits { memory_bytes: Some(4096), cpu_quota_us: Some(-1), ..Limits::default() };
-        let session = SessionStatus {
-            id: id.clone(),
-            box_id: box_id.clone(),
-            spec: SessionSpec {
-                name: "app".to_owned(),
-                image_ref: "img:1".to_owned(),
-                limits,
-                ..SessionSpec::default()
-            },
-            image_id: String::new(),
-            image_digest_ref: String::new(),
-            phase: SessionPhase::Running { started_at_ns: 5_000_000_000 },
-            created_at_ns: 1,
-            log_path: None,
-            user: None,
-            pid: None,
-            info: Default::default(),
+        let spec = SessionSpec {
+            name: "app".to_owned(),
+            image_ref: "img:1".to_owned(),
+            limits,
+            ..SessionSpec::default()
         };
+        let session =
+            SessionStatus { spec, ..a_session(SessionPhase::Running { started_at_ns: 5_000_000_000 }) };
+        let (box_id, id) = (state.id.clone(), session.id.clone());
         let layer = WritableLayerUsage {
             disk: "/scratch.img".into(),
             used_bytes: 20,

@@ -133,35 +133,25 @@ fn some(value: u64) -> Option<proto::UInt64Value> {
 
 #[cfg(test)]
 mod tests {
-    use a3s_box_core::lifecycle::SessionPhase;
+    use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
     use a3s_box_core::network::Traffic;
     use a3s_box_core::spec::BoxSpec;
     use a3s_box_core::spec::SessionSpec;
     use a3s_box_core::{BoxId, SessionId};
     use a3s_box_runtime::{CpuUsage, IoUsage, MemoryUsage, Pressures};
 
+    use super::super::status::tests::{a_box, a_session};
     use super::*;
 
     fn state() -> SessionStatus {
-        SessionStatus {
-            id: SessionId::from_random([9; 32]),
-            box_id: BoxId::from_random([7; 32]),
-            spec: SessionSpec {
-                name: "app".to_owned(),
-                attempt: 2,
-                labels: [("a".to_owned(), "b".to_owned())].into(),
-                annotations: [("c".to_owned(), "d".to_owned())].into(),
-                ..Default::default()
-            },
-            image_id: String::new(),
-            image_digest_ref: String::new(),
-            phase: SessionPhase::Running { started_at_ns: 1 },
-            created_at_ns: 1,
-            log_path: None,
-            user: None,
-            pid: None,
-            info: Default::default(),
-        }
+        let spec = SessionSpec {
+            name: "app".to_owned(),
+            attempt: 2,
+            labels: [("a".to_owned(), "b".to_owned())].into(),
+            annotations: [("c".to_owned(), "d".to_owned())].into(),
+            ..Default::default()
+        };
+        SessionStatus { spec, ..a_session(SessionPhase::Running { started_at_ns: 1 }) }
     }
 
     fn usage() -> SessionUsage {
@@ -264,18 +254,8 @@ mod tests {
     #[test]
     fn a_pods_figures_are_its_total_its_containers_and_its_interfaces() {
         let id = BoxId::from_random([7; 32]);
-        let boxed = BoxStatus {
-            id: id.clone(),
-            spec: BoxSpec { labels: [("x".to_owned(), "y".to_owned())].into(), ..BoxSpec::default() },
-            phase: a3s_box_core::lifecycle::BoxPhase::Ready,
-            created_at_ns: 1,
-            ips: Vec::new(),
-            backend: String::new(),
-            kernel_release: String::new(),
-            vmm_pid: None,
-            timeline: Vec::new(),
-            dir: "/x".into(),
-        };
+        let spec = BoxSpec { labels: [("x".to_owned(), "y".to_owned())].into(), ..BoxSpec::default() };
+        let boxed = BoxStatus { spec, ..a_box(BoxPhase::Ready) };
         let interface = |name: &str, bytes| InterfaceUsage {
             name: name.to_owned(),
             received: Traffic { bytes, errors: 1, ..Traffic::default() },

@@ -242,7 +242,7 @@ fn user(user: &ResolvedUser) -> proto::ContainerUser {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::PathBuf;
 
     use a3s_box_core::lifecycle::StopCause;
@@ -252,7 +252,7 @@ mod tests {
 
     use super::*;
 
-    fn a_box(phase: BoxPhase) -> BoxStatus {
+    pub(in super::super) fn a_box(phase: BoxPhase) -> BoxStatus {
         BoxStatus {
             id: BoxId::from_random([7; 32]),
             spec: BoxSpec { runtime_handler: "a3s-box".to_owned(), ..Default::default() },
@@ -267,7 +267,7 @@ mod tests {
         }
     }
 
-    fn a_session(phase: SessionPhase) -> SessionStatus {
+    pub(in super::super) fn a_session(phase: SessionPhase) -> SessionStatus {
         SessionStatus {
             id: SessionId::from_random([9; 32]),
             box_id: BoxId::from_random([7; 32]),

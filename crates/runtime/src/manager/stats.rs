@@ -147,9 +147,9 @@ impl BoxManager {
         let (read_at, now, disk) = (now_ns(), Instant::now(), self.scratch_disk(box_id));
         let mut told = Told::default();
         if let Some(said) = &answer.pod {
+            let usage = from_wire(box_id.clone(), read_at, said, box_figures.last(box_id), disk.clone());
             // It has no layer of its own.
-            let said = a3s_box_protocol::proto::SessionStats { writable_layer: None, ..said.clone() };
-            let usage = from_wire(box_id.clone(), read_at, &said, box_figures.last(box_id), disk.clone());
+            let usage = Usage { writable_layer: None, ..usage };
             told.total = Some(box_figures.update(usage, now));
         }
         for id in wanted {

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use a3s_box_core::SessionId;
 use a3s_box_core::image::Layer;
-use a3s_box_core::spec::BoxSize;
 use a3s_box_core::spec::{
-    CapabilitySpec, DnsSpec, MountSource, MountSpec, PidNamespace, ProcessSpec, SeccompSpec, SessionSpec,
-    UserSpec,
+    BoxSize, CapabilitySpec, DnsSpec, MountSource, MountSpec, PidNamespace, ProcessSpec, SeccompSpec,
+    SessionSpec, UserSpec,
 };
 use a3s_box_protocol::proto;
 use thiserror::Error;

@@ -8,7 +8,7 @@ use a3s_box_e2e::client::Client;
 use anyhow::{Context, Result, ensure};
 use tonic::{Code, Status};
 
-use crate::suite::{Suite, exit_code, launch};
+use crate::suite::{Suite, exit_code, launch, logged};
 
 const MIB: i64 = 1024 * 1024;
 
@@ -45,7 +45,7 @@ pub(crate) async fn limits_change_while_a_container_runs(suite: &Suite) -> Resul
     let quota = LinuxContainerResources { cpu_quota: 20_000, cpu_period: 50_000, ..memory(64 * MIB) };
     let script = "head -c 20000000 /dev/zero > /dev/shm/held; echo held; sleep 3600";
     let id = launch(&mut client, &pod, limited(suite.script("main", script), quota), &config).await?;
-    crate::suite::logged(&config, "main", "held").await?;
+    logged(&config, "main", "held").await?;
     ensure!(cgroup(&mut client, &id, "memory.max").await? == (64 * MIB).to_string());
     ensure!(cgroup(&mut client, &id, "cpu.max").await? == "20000 50000");
 
