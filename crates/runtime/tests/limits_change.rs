@@ -40,6 +40,15 @@ fn a_change_reaches_the_guest_and_is_remembered_and_a_refused_one_is_not() {
         assert!(beyond.message.contains("cannot grow"), "{beyond}");
         assert_eq!(told(), []);
 
+        // 150 ms are less than two processors have in 100 ms, and more than they have in the period in force.
+        let long =
+            |quota, period| Limits { cpu_quota_us: Some(quota), cpu_period_us: period, ..Limits::default() };
+        m.update_session(&session, long(5000, Some(50_000))).await.unwrap();
+        let beyond = m.update_session(&session, long(150_000, None)).await.unwrap_err();
+        assert!(beyond.message.contains("of every 50000 µs"), "{beyond}");
+        m.update_session(&session, long(5000, Some(100_000))).await.unwrap();
+        assert_eq!(told().len(), 2);
+
         m.update_box(&id, &quota).await.unwrap();
         assert_eq!(told(), [(String::new(), vec!["cpu.max=5000 100000".to_owned()])]);
         assert_eq!(

@@ -305,6 +305,9 @@ impl SessionDriver {
             return Err(self.error(ErrorKind::FailedPrecondition, stage, "the container has ended"));
         }
         let live = self.require_live(stage)?;
+        // A quota alone is one of the period in force.
+        let cpu_period_us = given.cpu_period_us.or(self.record.spec.limits.cpu_period_us);
+        let given = Limits { cpu_period_us, ..given };
         limits::fit(&given, &live.facts.size)
             .map_err(|beyond| self.error(ErrorKind::FailedPrecondition, stage, &beyond.to_string()))?;
         let limits = limits::changed(&self.record.spec.limits, given);
