@@ -43,6 +43,9 @@ struct Containers {
     /// Containers of each runtime.
     #[arg(long, default_value_t = 30)]
     rounds: u32,
+    /// Containers to be listed.
+    #[arg(long, default_value_t = 1000)]
+    listed: u32,
     /// Cargo profile of the host's binaries.
     #[arg(long, default_value = "quick")]
     profile: String,
@@ -87,9 +90,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             arguments.extend(["--packages".into(), debs()?]);
             build(profile)?
         }
-        What::Containers(_) => {
+        What::Containers(containers) => {
             let (program, layout) = build_with_layout(profile)?;
             arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
+            arguments.extend(["--listed".into(), containers.listed.to_string().into()]);
             program
         }
         What::Streams(streams) => {

@@ -47,6 +47,8 @@ pub fn main() -> ExitCode {
         stage::exec();
     } else if is(stage::PAUSE) {
         stage::pause();
+    } else if is(stage::USERS) {
+        stage::make_users();
     } else if is(stage::REMOVE) {
         return remove();
     } else if std::process::id() == 1 {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use a3s_box_protocol::proto::{IpNetwork, NetworkInterface};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -58,6 +58,7 @@ const NLMSG_DONE: u16 = 3;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
@@ -85,11 +86,7 @@ pub fn configure(interface: &NetworkInterface) -> Result<(), NetlinkError> {
     };
     let malformed =
         |what: &str| NetlinkError::Malformed { interface: interface.name.clone(), what: what.to_owned() };
-    let socket = Socket::open().map_err(refused("open netlink".to_owned()))?;
-    let links = socket.links().map_err(refused("list interfaces".to_owned()))?;
-    let link = links.iter().find(|l| l.mac == interface.mac).ok_or_else(|| NetlinkError::NoInterface {
-        mac: interface.mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"),
-    })?;
+    let (socket, link) = find(interface)?;
     if link.name != interface.name {
         // A NIC that is up cannot be renamed by older kernels, and ours may be in the way under its first name.
         socket
@@ -119,6 +116,31 @@ pub fn configure(interface: &NetworkInterface) -> Result<(), NetlinkError> {
         socket.request(&add_route(link.index, destination, gateway)).map_err(refused(step))?;
     }
     Ok(())
+}
+
+/// Moves the NIC to another network namespace.
+pub fn move_to(interface: &NetworkInterface, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+    let (socket, link) = find(interface)?;
+    socket.request(&give_away(link.index, namespace)).map_err(|source| NetlinkError::Refused {
+        interface: interface.name.clone(),
+        step: "move to the pod's network namespace".to_owned(),
+        source,
+    })
+}
+
+/// The NIC that has the MAC address, and the socket that found it.
+fn find(interface: &NetworkInterface) -> Result<(Socket, Link), NetlinkError> {
+    let refused = |step: &str| {
+        let (interface, step) = (interface.name.clone(), step.to_owned());
+        move |source| NetlinkError::Refused { interface, step, source }
+    };
+    let socket = Socket::open().map_err(refused("open netlink"))?;
+    let links = socket.links().map_err(refused("list interfaces"))?;
+    let link =
+        links.into_iter().find(|l| l.mac == interface.mac).ok_or_else(|| NetlinkError::NoInterface {
+            mac: interface.mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"),
+        })?;
+    Ok((socket, link))
 }
 
 /// Brings the loopback interface up.
@@ -195,6 +217,11 @@ fn rename(index: u32, name: &str) -> Message {
     let mut text = name.as_bytes().to_vec();
     text.push(0);
     Message::new(RTM_NEWLINK, NLM_F_ACK, &ifinfo(index, 0, 0)).attribute(IFLA_IFNAME, &text)
+}
+
+fn give_away(index: u32, namespace: BorrowedFd<'_>) -> Message {
+    let number = namespace.as_raw_fd().to_ne_bytes();
+    Message::new(RTM_NEWLINK, NLM_F_ACK, &ifinfo(index, 0, 0)).attribute(IFLA_NET_NS_FD, &number)
 }
 
 /// An MTU of 0 leaves it as it is.

@@ -37,7 +37,11 @@ impl Agent for Service {
         &self,
         request: Request<ConfigureSandboxRequest>,
     ) -> Answer<ConfigureSandboxResponse> {
-        sandbox::configure(&request.into_inner()).map_err(|e| sandbox_status(&e))?;
+        let request = request.into_inner();
+        if let Some(users) = &request.user_namespace {
+            self.table.map_users(users, &request.interfaces).await.map_err(|e| status(&e))?;
+        }
+        sandbox::configure(&request).map_err(|e| sandbox_status(&e))?;
         Ok(Response::new(ConfigureSandboxResponse {}))
     }
 
@@ -204,10 +208,11 @@ fn status(error: &SessionError) -> Status {
             Some(libc::EINVAL) => Status::invalid_argument(text),
             _ => Status::internal(text),
         },
-        SessionError::Exists(_) => Status::already_exists(text),
+        SessionError::Exists(_) | SessionError::OtherUsers => Status::already_exists(text),
         SessionError::TooMany(_) => Status::resource_exhausted(text),
         SessionError::Phase { .. } => Status::failed_precondition(text),
         SessionError::Scratch { .. }
+        | SessionError::Users { .. }
         | SessionError::Launch { .. }
         | SessionError::StageDied { .. }
         | SessionError::Stdio(_)

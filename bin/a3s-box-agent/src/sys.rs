@@ -21,7 +21,17 @@ pub mod attr {
 
 /// Sets mount attributes of the mount that `mount` lies in (and, if `recursive`, of all below it).
 pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    set_attributes(mount, recursive, set, 0)
+}
+
+/// Makes a detached mount show its files as those of the users who have their numbers in a user namespace.
+pub fn map_users(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let namespace = u64::from(namespace.as_raw_fd().unsigned_abs());
+    set_attributes(mount, false, libc::MOUNT_ATTR_IDMAP, namespace)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attr_set: u64, userns_fd: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;

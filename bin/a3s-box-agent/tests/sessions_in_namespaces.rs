@@ -10,8 +10,8 @@ use a3s_box_agent::paths;
 use a3s_box_agent::session::SessionError;
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{
-    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, Mount, PidMode, Resources, Rlimit, Rootfs,
-    User, mount,
+    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, IdRange, Mount, PidMode, Resources, Rlimit,
+    Rootfs, User, UserNamespace, mount,
 };
 use common::{image, in_a_box, process, session, shell, volume};
 use tokio::io::AsyncWriteExt;
@@ -406,6 +406,54 @@ fn pid_namespaces_are_shared_as_asked() {
             "{seen:?}"
         );
         b.table.delete("target").await.unwrap();
+    });
+}
+
+#[test]
+fn users_are_those_of_the_pods_user_namespace() {
+    in_a_box(|b| async move {
+        let range = |start| Some(IdRange { start, count: 65_536 });
+        let mapping = |start| UserNamespace { uids: range(start), gids: range(start) };
+        b.table.map_users(&mapping(65_536), &[]).await.unwrap();
+        b.table.map_users(&mapping(65_536), &[]).await.unwrap();
+        let other = b.table.map_users(&mapping(1_000_000), &[]).await;
+        assert!(matches!(other, Err(SessionError::OtherUsers)), "{other:?}");
+
+        let script = "cat /proc/self/uid_map; id -u; echo x > /made; ls -nd / /dev /made /bin; \
+            ls -A /work/dir; ls -l /proc/self/ns/user; sleep 1000";
+        let mut request = shell("main", script);
+        request.process.get_or_insert_default().cwd = "/work/dir".to_owned();
+        b.table.create(request).await.unwrap();
+        b.table.start("main").await.unwrap();
+        let exec =
+            b.exec("main", "e1", process(&["sh", "-c", "id -u; pwd; echo y > /work/dir/of-root"])).await;
+        assert_eq!((exec.code, exec.stdout.as_str(), exec.stderr.as_str()), (0, "0\n/\n", ""));
+        let pid = b.table.session("main").unwrap().live().unwrap().pid.as_raw_pid();
+        let outside = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(outside.contains("Uid:\t65536\t65536\t65536\t65536"), "{outside}");
+        b.table.signal("main", 9, true).unwrap();
+        b.table.wait("main").await.unwrap();
+        let seen = b.read("main", "", Kind::Stdout).await;
+        let lines: Vec<&str> = seen.lines().collect();
+        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["0", "65536", "65536"]);
+        assert_eq!(lines[1], "0");
+        let owners: Vec<(&str, &str)> = lines[2..6]
+            .iter()
+            .map(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                (words[2], words[words.len() - 1])
+            })
+            .collect();
+        // The volume is the test's own root's, and is not mapped here.
+        let expected = [("0", "/"), ("65534", "/bin"), ("0", "/dev"), ("0", "/made")];
+        assert!(expected.iter().all(|one| owners.contains(one)), "{seen}");
+        b.table.delete("main").await.unwrap();
+
+        let mut beyond = session("beyond", &["true"]);
+        let user = User { user: "70000".to_owned(), ..User::default() };
+        beyond.process.get_or_insert_default().user = Some(user);
+        let error = b.table.create(beyond).await.unwrap_err().to_string();
+        assert_eq!(error, "user 70000 is not in the pod's user namespace, which has 0 to 65535");
     });
 }
 

@@ -14,10 +14,12 @@ mod status;
 mod tap;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use a3s_box_vmm::launch::{Hypervisor, LaunchSpec};
+use a3s_box_vmm::users::HELD;
 use anyhow::Context;
 
 use crate::outer::Role;
@@ -26,13 +28,14 @@ use crate::status::Status;
 /// A step of setting up failed. Guests that power off end the process with 0.
 const SETUP_FAILED: u8 = 71;
 
-const USAGE: &str = "usage: a3s-box-vmm run PLAN | a3s-box-vmm kvm-speed (started by a3s-box itself)";
+const USAGE: &str = "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users (started by a3s-box itself)";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.as_slice() {
         [verb, plan] if verb == "run" => run_box(Path::new(plan)),
         [verb] if verb == "kvm-speed" => print_speed(),
+        [verb] if verb == "hold-users" => hold_users(),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -48,6 +51,22 @@ fn print_speed() -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Is a process in a user namespace of its own until its standard input ends: see `a3s_box_vmm::users`.
+fn hold_users() -> ExitCode {
+    let held = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)
+        .map_err(io::Error::from)
+        .and_then(|()| io::stdout().write_all(&[HELD]))
+        .and_then(|()| io::stdout().flush())
+        .and_then(|()| io::copy(&mut io::stdin(), &mut io::sink()));
+    match held {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("a3s-box-vmm: hold a user namespace: {error}");
             ExitCode::FAILURE
         }
     }

@@ -128,6 +128,7 @@ fn attachment(source: impl AsRef<Path>, target: &str, readonly: bool) -> Attachm
         readonly,
         recursive_readonly: false,
         propagate: false,
+        id_mapped: None,
     }
 }
 

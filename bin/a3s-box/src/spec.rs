@@ -60,7 +60,7 @@ impl Volume {
         let path = std::fs::canonicalize(&self.source)
             .with_context(|| format!("cannot use the volume source {}", self.source.display()))?;
         Ok(MountSpec {
-            source: MountSource::Host { path, propagate: false, recursive_readonly: false },
+            source: MountSource::Host { path, propagate: false, recursive_readonly: false, id_mapped: None },
             target: self.target.clone(),
             readonly: self.readonly,
             options: Vec::new(),
@@ -305,6 +305,7 @@ mod tests {
             path: dir.path().canonicalize().unwrap(),
             propagate: false,
             recursive_readonly: false,
+            id_mapped: None,
         };
         assert_eq!(
             mount,

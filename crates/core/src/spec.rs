@@ -51,6 +51,27 @@ pub struct BoxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Whether the pod gets a network of its own.
     pub network: NetworkMode,
+    /// The user namespace of its sessions; without one they have the guest's users.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
+}
+
+/// Which ids the users of a user namespace have outside of it: user_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Users.
+    pub uids: IdRange,
+    /// Groups.
+    pub gids: IdRange,
+}
+
+/// Ids 0 to `count` - 1 inside are `start` and up outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// What 0 is outside.
+    pub start: u32,
+    /// How many there are, at least 1.
+    pub count: u32,
 }
 
 /// The size of a virtual machine.
@@ -250,6 +271,9 @@ pub enum MountSource {
         propagate: bool,
         /// Read-only applies to the mounts below the source too.
         recursive_readonly: bool,
+        /// Its files belong to the users of this namespace as if those were the host's.
+        #[serde(default)]
+        id_mapped: Option<UserNamespace>,
     },
     /// Memory.
     Tmpfs {

@@ -6,7 +6,7 @@ use a3s_box_core::seccomp::SeccompProfile;
 use a3s_box_image::HeldImage;
 use a3s_box_runtime::{SeccompFileError, SessionStatus, read_seccomp_profile};
 
-use crate::convert::container::{image_of, seccomp_file, session_spec, volume_images};
+use crate::convert::container::{Surroundings, image_of, seccomp_file, session_spec, volume_images};
 use crate::convert::resources::changes;
 use crate::convert::{InvalidRequest, required, status};
 use crate::error::{CriError, gone_is_success};
@@ -35,7 +35,9 @@ impl CriService {
         let held_volumes = self.volumes(&config)?;
         let volumes = held_volumes.iter().map(|(name, held)| (name.clone(), held.image.clone())).collect();
         let filter = read_filter(&config).await?;
-        let spec = session_spec(config, &image.config, &volumes, filter)?;
+        let users = self.boxes.box_status(&box_id)?.spec.user_namespace;
+        let surroundings = Surroundings { image: &image.config, volumes: &volumes, filter, users };
+        let spec = session_spec(config, surroundings)?;
         let id = self.boxes.create_session(&box_id, spec, image).await?;
         Ok(CreateContainerResponse { container_id: id.into() })
     }

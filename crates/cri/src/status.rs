@@ -66,7 +66,7 @@ fn condition(kind: &str, state: &Condition) -> RuntimeCondition {
 
 /// The default handler and those with names: all boxes can do the same.
 fn handlers(names: &[String]) -> Vec<RuntimeHandler> {
-    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
     std::iter::once("")
         .chain(names.iter().map(String::as_str).filter(|name| !name.is_empty()))
         .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) })

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
@@ -204,10 +204,12 @@ impl Agent {
         call: &'static str,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, AgentError> {
-        match tokio::time::timeout(self.limit, answer).await {
-            Ok(result) => answered(call, result),
-            Err(_) => Err(AgentError::Timeout { call, limit: self.limit }),
-        }
+        let asked = Instant::now();
+        let Ok(result) = tokio::time::timeout(self.limit, answer).await else {
+            return Err(AgentError::Timeout { call, limit: self.limit });
+        };
+        tracing::debug!(call, took_us = asked.elapsed().as_micros(), "the guest agent has answered");
+        answered(call, result)
     }
 }
 

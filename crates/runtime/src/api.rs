@@ -11,6 +11,7 @@ use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
 use a3s_box_core::network::InterfaceUsage;
 use a3s_box_core::spec::{BoxSpec, SessionSpec};
 use a3s_box_core::{BoxId, SessionId};
+use a3s_box_vmm::HostUsage;
 
 /// A box as it is now.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,6 +123,8 @@ pub struct BoxUsage {
     pub total: Option<Usage<BoxId>>,
     /// Its interfaces, the primary one first; empty without a network and when the box is not up.
     pub network: Vec<InterfaceUsage>,
+    /// What it costs the host, with what the guest uses; `None` when the box is not up.
+    pub host: Option<HostUsage>,
     /// Those of its sessions of which something is known.
     pub sessions: Vec<SessionUsage>,
 }

@@ -36,6 +36,7 @@ mod stats;
 mod streams;
 mod text;
 
+pub use a3s_box_vmm::HostUsage;
 pub use api::{
     BoxStatus, BoxUsage, CpuUsage, ExecOutput, IoUsage, MemoryUsage, NetworkReadiness, Pressure, Pressures,
     ResolvedUser, SessionStatus, SessionUsage, Stage, Stall, Usage, WritableLayerUsage,

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, SessionRequest};
-use a3s_box_core::spec::{BoxSpec, Limits, MountSource, ProcessSpec, SessionSpec};
+use a3s_box_core::spec::{BoxSpec, Limits, MountSource, PidNamespace, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::Vmm;
@@ -190,6 +190,7 @@ impl BoxManager {
                 reason,
             ));
         }
+        self.check_target(&boxed, &spec)?;
         let record = new_session(&status, spec, image)?;
         let id = record.id.clone();
         let name = record.spec.name.clone();
@@ -208,6 +209,20 @@ impl BoxManager {
         self.shared.tasks.spawn(driver.run(SessionStart::Create(reply)));
         answer.await.unwrap_or_else(|_| Err(closing(&session_object(&id))))?;
         Ok(id)
+    }
+
+    /// A session may see the processes of another one of its box only.
+    fn check_target(&self, boxed: &BoxEntry, spec: &SessionSpec) -> Result<(), RuntimeError> {
+        let PidNamespace::Target(target) = &spec.pid_namespace else { return Ok(()) };
+        match self.shared.registry.get_session(target) {
+            Some(session) if session.box_id == boxed.id => Ok(()),
+            _ => Err(RuntimeError::new(
+                ErrorKind::InvalidArgument,
+                FailedStage::Create,
+                format!("container {}", spec.name),
+                format!("{} has no container {target} whose processes it could see", box_object(&boxed.id)),
+            )),
+        }
     }
 
     /// Executes a session's process.

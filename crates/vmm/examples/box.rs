@@ -97,6 +97,7 @@ async fn main() {
                 readonly,
                 recursive_readonly: false,
                 propagate: false,
+                id_mapped: None,
             };
             println!("{command}: {:?}", machine.attach(attachment).await.map_err(|error| error.to_string()));
         } else if let Some(target) = command.strip_prefix("detach ") {

@@ -9,7 +9,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use a3s_box_core::spec::UserNamespace;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, fstat, mkdirat, openat, statx, unlinkat};
@@ -22,6 +24,7 @@ use crate::error::AttachError;
 use crate::launch::jail;
 use crate::seam::Attachment;
 use crate::sys::{MountAttributes, set_mount_attributes};
+use crate::users;
 
 /// The process whose namespace and root are meant.
 #[derive(Debug)]
@@ -32,11 +35,18 @@ pub(crate) struct Jailed {
     pub(crate) pidfd: OwnedFd,
 }
 
-/// Places `attachment` in the namespace of `jailed`.
-pub(crate) async fn attach(jailed: Jailed, attachment: Attachment) -> Result<(), AttachError> {
+/// Places `attachment` in the namespace of `jailed`. `program` is the `a3s-box-vmm`.
+pub(crate) async fn attach(
+    program: PathBuf,
+    jailed: Jailed,
+    attachment: Attachment,
+) -> Result<(), AttachError> {
     let target = Target::parse(&attachment.target)?;
     on_own_thread(target.clone(), move || {
         let tree = clone_tree(&attachment).map_err(|source| target.error("clone", source))?;
+        if let Some(users) = &attachment.id_mapped {
+            map_ids(&program, &tree, users).map_err(|source| target.error("map the user ids of", source))?;
+        }
         enter(&jailed).map_err(|source| target.error("enter the namespace for", source))?;
         place(&tree, &target).map_err(|source| target.error("place", source))
     })
@@ -132,9 +142,22 @@ fn clone_tree(attachment: &Attachment) -> io::Result<OwnedFd> {
         (true, false) => (everywhere | libc::MOUNT_ATTR_RDONLY, everywhere),
         (true, true) => (everywhere | libc::MOUNT_ATTR_RDONLY, everywhere | libc::MOUNT_ATTR_RDONLY),
     };
-    set_mount_attributes(&tree, MountAttributes { set: all, propagation }, true)?;
-    set_mount_attributes(&tree, MountAttributes { set: top, propagation: 0 }, false)?;
+    set_mount_attributes(&tree, MountAttributes { set: all, propagation, users: None }, true)?;
+    set_mount_attributes(&tree, MountAttributes { set: top, ..Default::default() }, false)?;
     Ok(tree)
+}
+
+fn map_ids(program: &Path, tree: &OwnedFd, users: &UserNamespace) -> io::Result<()> {
+    let namespace = users::namespace(program, users)?;
+    let attributes = MountAttributes { users: Some(namespace.as_fd()), ..Default::default() };
+    set_mount_attributes(tree, attributes, true).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "its file system, or one mounted below it, does not allow id-mapped mounts; \
+             use ext4, xfs, btrfs or tmpfs, or a pod without a user namespace",
+        ),
+        _ => error,
+    })
 }
 
 /// Moves the thread into the namespace of `jailed` and its working directory to the root of the jail.

@@ -159,11 +159,14 @@ pub fn start_ticks(pid: i32) -> io::Result<Option<u64>> {
     Ok(parse_stat(&stat))
 }
 
-/// The command name is in parentheses and may itself hold parentheses and spaces: fields are counted from the
-/// last closing one. Field 3 is the state.
+/// The fields of /proc/PID/stat from the third one, the state, on. The command name before it is in parentheses and may
+/// itself hold parentheses and spaces: fields are counted from the last closing one.
+pub(crate) fn stat_fields(stat: &str) -> impl Iterator<Item = &str> {
+    stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_ascii_whitespace()
+}
+
 fn parse_stat(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
+    let mut fields = stat_fields(stat);
     match fields.next()? {
         "Z" | "X" => None,
         _ => fields.nth(18)?.parse().ok(),

@@ -17,6 +17,8 @@ pub mod qemu;
 pub mod seam;
 mod starter;
 mod sys;
+mod usage;
+pub mod users;
 mod words;
 
 pub use launch::{Accel, read_facts};
@@ -24,6 +26,6 @@ pub use libkrun::LibkrunVmm;
 pub use probe::{ProbeConfig, ProbeError, Requested, Verdict, probe};
 pub use qemu::{QemuParts, QemuVmm};
 pub use seam::{
-    Attachment, BackendKind, BootTimes, BoxPlan, Machine, MachineExit, MachineFacts, PlanNetwork, PlanNic,
-    Vmm,
+    Attachment, BackendKind, BootTimes, BoxPlan, HostUsage, Machine, MachineExit, MachineFacts, PlanNetwork,
+    PlanNic, Vmm,
 };

@@ -60,6 +60,6 @@ impl Vmm for LibkrunVmm {
         plan: &BoxPlan,
         facts: &MachineFacts,
     ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
-        BoxMachine::adopt(plan, facts)
+        BoxMachine::adopt(&self.vmm, plan, facts)
     }
 }

@@ -1,7 +1,7 @@
 //! The handle of a running VM: the same for both backends.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 use crate::ports::Ports;
 use crate::process::{Watched, describe};
-use crate::seam::{Attachment, BootTimes, BoxPlan, Machine, MachineExit, MachineFacts};
-use crate::{attach, words};
+use crate::seam::{Attachment, BootTimes, BoxPlan, HostUsage, Machine, MachineExit, MachineFacts};
+use crate::{attach, usage, words};
 
 /// How much of its last words an error carries.
 const WORDS: usize = 1200;
@@ -21,6 +21,8 @@ const WORDS: usize = 1200;
 /// A box's process, its sockets and its directory.
 pub(crate) struct BoxMachine {
     pub(crate) facts: MachineFacts,
+    /// The `a3s-box-vmm`.
+    pub(crate) program: PathBuf,
     pub(crate) dir: PathBuf,
     pub(crate) process: Watched,
     pub(crate) ports: Ports,
@@ -32,6 +34,7 @@ pub(crate) struct BoxMachine {
 
 impl BoxMachine {
     pub(crate) fn adopt(
+        program: &Path,
         plan: &BoxPlan,
         facts: &MachineFacts,
     ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
@@ -48,6 +51,7 @@ impl BoxMachine {
         })?;
         Ok(Some(Box::new(Self {
             facts: facts.clone(),
+            program: program.to_owned(),
             dir: plan.dir.clone(),
             process,
             ports,
@@ -107,7 +111,7 @@ impl Machine for BoxMachine {
 
     async fn attach(&self, attachment: Attachment) -> Result<(), AttachError> {
         let jailed = self.jailed(&attachment.target)?;
-        attach::attach(jailed, attachment).await
+        attach::attach(self.program.clone(), jailed, attachment).await
     }
 
     async fn detach(&self, target: &str) -> Result<(), AttachError> {
@@ -120,6 +124,14 @@ impl Machine for BoxMachine {
 
     async fn kill(&self) -> Result<(), MachineError> {
         self.process.kill().map_err(|source| MachineError::Signal { pid: self.facts.pid, source })
+    }
+
+    async fn host_usage(&self) -> Option<HostUsage> {
+        let pid = self.facts.pid;
+        let usage = tokio::task::spawn_blocking(move || usage::of_tree(pid)).await.ok()?.ok()?;
+        // Only now: while it has not ended the pid was its own.
+        let running = tokio::time::timeout(Duration::ZERO, self.process.wait()).await.is_err();
+        running.then_some(usage)
     }
 
     fn times(&self) -> BootTimes {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use a3s_box_core::BoxId;
+use a3s_box_core::spec::UserNamespace;
 
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 
@@ -130,6 +131,18 @@ pub struct Attachment {
     pub recursive_readonly: bool,
     /// Host mounts that appear below the source later appear here too (`rslave`); otherwise private.
     pub propagate: bool,
+    /// Files that belong to user N of the host appear as of the one who is N in this namespace, and are made the
+    /// other way round. Needs a file system that allows id-mapped mounts.
+    pub id_mapped: Option<UserNamespace>,
+}
+
+/// What a box costs its host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostUsage {
+    /// Processor time of the VMM's processes, with what they spent on running the guest.
+    pub cpu: Duration,
+    /// Their memory in bytes, with what the guest has touched of its own; what is shared with others in parts.
+    pub memory_bytes: u64,
 }
 
 /// Starts boxes.
@@ -173,6 +186,11 @@ pub trait Machine: Send + Sync {
 
     /// Ends the process tree at once. One that has ended is no error.
     async fn kill(&self) -> Result<(), MachineError>;
+
+    /// What it costs the host. `None`: nobody can tell, or it has ended.
+    async fn host_usage(&self) -> Option<HostUsage> {
+        None
+    }
 
     /// When the stages of the start were reached. All zero for an adopted box.
     fn times(&self) -> BootTimes {

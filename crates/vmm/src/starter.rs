@@ -79,6 +79,7 @@ pub(crate) async fn launch(vmm: &Path, spec: LaunchSpec, limit: Duration) -> Res
     tracing::debug!(id = plan.id.short(), pid = facts.pid, ?times, "the VMM is up");
     Ok(BoxMachine {
         facts,
+        program: vmm.to_owned(),
         dir: plan.dir.clone(),
         process,
         ports,

@@ -1,32 +1,34 @@
 //! What needs `unsafe`: one system call that neither rustix nor nix wraps, and tokio's registration of a descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// What to change on a mount.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct MountAttributes {
+pub(crate) struct MountAttributes<'a> {
     /// `MOUNT_ATTR_*` to set.
     pub(crate) set: u64,
     /// `MS_SLAVE`, `MS_PRIVATE` or 0 for no change.
     pub(crate) propagation: u64,
+    /// The user namespace whose mapping applies from now on, once and for all.
+    pub(crate) users: Option<BorrowedFd<'a>>,
 }
 
 /// mount_setattr(2) on a mount that is not attached anywhere yet, and on those below it if `recursive`.
 #[allow(unsafe_code)]
 pub(crate) fn set_mount_attributes(
     mount: impl AsFd,
-    attributes: MountAttributes,
+    attributes: MountAttributes<'_>,
     recursive: bool,
 ) -> io::Result<()> {
     let raw = libc::mount_attr {
-        attr_set: attributes.set,
+        attr_set: attributes.set | attributes.users.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
         attr_clr: 0,
         propagation: attributes.propagation,
-        userns_fd: 0,
+        userns_fd: attributes.users.map_or(0, |users| u64::from(users.as_raw_fd().unsigned_abs())),
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated constant, `raw` outlives the call and its size is passed with it.

@@ -9,6 +9,7 @@ mod debian;
 mod floor;
 mod images;
 mod layers;
+mod lists;
 mod pair;
 mod pod;
 mod samples;

@@ -1,5 +1,6 @@
 //! A pod of either runtime and what is measured in it, through CRI.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ use tokio::task::JoinSet;
 
 /// Bytes that the client reads or writes at once.
 const PIECE: usize = 64 * 1024;
+
+/// Containers of each of the pods that a list is filled with.
+const CROWD: usize = 100;
 
 /// The longest for one measurement.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -153,6 +157,31 @@ impl Pod {
         Ok(steps)
     }
 
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Makes so many containers that are not started, in further pods.
+    pub(crate) async fn fill(&mut self, containers: u32) -> Result<()> {
+        for first in (0..containers).step_by(CROWD) {
+            let mut config = self.config.clone();
+            let name = format!("crowd-{first}");
+            config.metadata = Some(PodSandboxMetadata {
+                uid: format!("uid-{name}"),
+                name,
+                namespace: "bench".to_owned(),
+                attempt: 0,
+            });
+            let pod = self.client.run_pod(&config).await.context("running a further pod")?;
+            for _ in first..containers.min(first + CROWD as u32) {
+                let (container, _) = self.container(&["/pump", "pause"], false);
+                let container = ContainerConfig { annotations: annotations(), ..container };
+                self.client.create(&pod, container, &config).await.context("filling a pod")?;
+            }
+        }
+        Ok(())
+    }
+
     /// A container's configuration and its log.
     fn container(&mut self, command: &[&str], privileged: bool) -> (ContainerConfig, PathBuf) {
         self.containers += 1;
@@ -279,6 +308,12 @@ impl Pod {
         }
         Ok(measured)
     }
+}
+
+/// About as many and as long as kubelet's.
+fn annotations() -> HashMap<String, String> {
+    let key = |index| format!("io.kubernetes.container.annotation{index}");
+    (0..6).map(|index| (key(index), "x".repeat(40))).collect()
 }
 
 async fn first_byte(url: &str) -> Result<Duration> {

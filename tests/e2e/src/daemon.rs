@@ -134,6 +134,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Its log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// The end of its log.
     pub fn log_tail(&self) -> String {
         tail(&self.log)

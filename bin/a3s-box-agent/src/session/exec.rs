@@ -8,10 +8,11 @@ use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
 
 use super::launch::{self, Launched, StageProcess};
+use super::users::Users;
 use super::{Live, Namespaces, SessionError};
 use crate::reaper::{Exit, Reaper};
 use crate::spawn::PidSpace;
-use crate::stage;
+use crate::stage::{self, ExecStage};
 use crate::stdio::Stdio;
 use std::os::fd::AsFd;
 
@@ -33,16 +34,20 @@ pub struct Exec {
 /// Starts the process; comes back when it executes its program, or cannot.
 pub async fn start(
     reaper: &Reaper,
+    users: Option<&Users>,
     live: &Live,
     namespaces: &Namespaces,
     request: &ExecRequest,
 ) -> Result<(Arc<Exec>, oneshot::Receiver<Exit>), SessionError> {
     let wanted: Process = request.process.clone().unwrap_or_default();
+    let (terminal, stdin) = (wanted.terminal, request.stdin);
+    let spec = ExecStage { process: Some(wanted), users: users.map(|users| users.mapping) };
     let stage = StageProcess {
         role: stage::EXEC,
-        spec: wanted.encode_to_vec(),
-        terminal: wanted.terminal,
-        stdin: request.stdin,
+        spec: spec.encode_to_vec(),
+        terminal,
+        stdin,
+        users,
         pid_space: PidSpace::Join(namespaces.pid.as_fd()),
         namespaces: Some(namespaces),
         cgroup: &live.cgroup,

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::cgroup::{self, Cgroup};
+use super::users::Users;
 use super::{Namespaces, SessionError};
 use crate::control::{self, Report};
 use crate::reaper::{Exit, Reaper};
@@ -32,6 +33,8 @@ pub struct StageProcess<'a> {
     pub stdin: bool,
     /// Its pid namespace.
     pub pid_space: PidSpace<'a>,
+    /// What it enters last.
+    pub users: Option<&'a Users>,
     /// What an exec joins.
     pub namespaces: Option<&'a Namespaces>,
     /// Where it is born.
@@ -118,6 +121,9 @@ fn start(
     let mut descriptors: Vec<(BorrowedFd<'_>, i32)> = ends.all().into_iter().zip(0..).collect();
     descriptors.push((spec.as_fd(), stage::SPEC_FD));
     descriptors.push((control.as_fd(), stage::CONTROL_FD));
+    if let Some(users) = process.users {
+        descriptors.push((users.namespace.as_fd(), stage::USER_NS_FD));
+    }
     if let Some(namespaces) = process.namespaces {
         descriptors.push((namespaces.mount.as_fd(), stage::MOUNT_NS_FD));
         descriptors.push((namespaces.cgroup.as_fd(), stage::CGROUP_NS_FD));

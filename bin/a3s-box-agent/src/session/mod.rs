@@ -13,6 +13,7 @@ pub mod exec;
 pub mod launch;
 pub mod layers;
 pub mod table;
+pub mod users;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -99,6 +100,18 @@ pub enum SessionError {
     /// Stdio.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// The pod's user namespace.
+    #[error("user namespace: {step}: {source}")]
+    Users {
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The pod has its users already.
+    #[error("the box has another user namespace already")]
+    OtherUsers,
     /// A signal.
     #[error("signal {number}: {source}")]
     Signal {

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use a3s_box_protocol::proto::{CgroupSetting, CreateSessionRequest, ExecRequest, PidMode, ResolvedUser};
+use a3s_box_protocol::proto::{
+    CgroupSetting, CreateSessionRequest, ExecRequest, NetworkInterface, PidMode, ResolvedUser, UserNamespace,
+};
 use prost::Message;
 use rustix::process::Pid;
 use tokio::sync::oneshot;
@@ -13,6 +15,7 @@ use tokio::sync::oneshot;
 use super::exec::{self, Exec};
 use super::launch::{self, Control, StageProcess};
 use super::layers::{self, Layers};
+use super::users::Users;
 use super::{Directory, End, Holdings, Live, Namespaces, Phase, Session, SessionError};
 use crate::control;
 use crate::paths;
@@ -48,6 +51,8 @@ struct Inner {
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// The pid namespace of sessions that share, made for the first of them.
     pod: tokio::sync::Mutex<Option<Arc<PodPids>>>,
+    /// The user namespace of all sessions, if they have one.
+    users: tokio::sync::OnceCell<Users>,
 }
 
 /// The pod's shared pid namespace, held by a process of ours that reaps in it.
@@ -61,6 +66,18 @@ impl Table {
     /// An empty table; `reaper` must be running.
     pub fn new(reaper: Reaper) -> Self {
         Self { inner: Arc::new(Inner { reaper, ..Inner::default() }) }
+    }
+
+    /// Gives all later sessions a user namespace of their own, and the pod its network, host name and IPC in it.
+    /// Repeating it with the same mapping changes nothing.
+    pub async fn map_users(
+        &self,
+        mapping: &UserNamespace,
+        interfaces: &[NetworkInterface],
+    ) -> Result<(), SessionError> {
+        let make = || Users::enter(&self.inner.reaper, mapping, interfaces);
+        let users = self.inner.users.get_or_try_init(make).await?;
+        if users.mapping == *mapping { Ok(()) } else { Err(SessionError::OtherUsers) }
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
@@ -187,6 +204,7 @@ impl Table {
         cgroup: &Cgroup,
     ) -> Result<(launch::Launched, Namespaces), SessionError> {
         let process = request.process.clone().unwrap_or_default();
+        let users = self.inner.users.get();
         let spec = SessionStage {
             request: Some(request.clone()),
             layers: request
@@ -196,6 +214,7 @@ impl Table {
                 .map(|n| layers::place(n))
                 .collect(),
             directory: holdings.directory.path.to_string_lossy().into_owned(),
+            users: users.map(|users| users.mapping),
         };
         // Kept until the process is started: they hold the namespace that it joins.
         let pod;
@@ -219,6 +238,7 @@ impl Table {
             terminal: process.terminal,
             stdin: request.stdin,
             pid_space,
+            users,
             namespaces: None,
             cgroup,
             first_process: None,
@@ -381,7 +401,8 @@ impl Table {
         }
         let table = self.clone();
         let task = tokio::spawn(async move {
-            let started = exec::start(&table.inner.reaper, &live, &namespaces, &request).await;
+            let started =
+                exec::start(&table.inner.reaper, table.inner.users.get(), &live, &namespaces, &request).await;
             let (exec, exit) = match started {
                 Ok(started) => started,
                 Err(error) => return Err(because_it_ended(&session, error).await),

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::filesystem::{Attributes, harmless, make};
 use super::tree::{Node, Tree, attach, bind};
+use super::users::{Owner, Users};
 use crate::paths;
 
 /// What every container finds.
@@ -24,11 +25,14 @@ const LINKS: [(&str, &str); 6] = [
     ("ptmx", "pts/ptmx"),
 ];
 
+/// The group of terminals.
+const TTY: u32 = 5;
+
 /// How deep the guest's own /dev is searched for nodes.
 const MAX_DEPTH: u32 = 4;
 
 /// Fills /dev. A privileged session gets all of the guest's devices.
-pub fn mount(tree: &Tree, privileged: bool) -> io::Result<()> {
+pub fn mount(tree: &Tree, users: &Users, privileged: bool) -> io::Result<()> {
     let dev = make(
         "tmpfs",
         &[("mode", Some("755")), ("size", Some("65536k")), ("source", Some("tmpfs"))],
@@ -39,12 +43,15 @@ pub fn mount(tree: &Tree, privileged: bool) -> io::Result<()> {
     // Made with exactly these modes.
     let old = rustix::process::umask(Mode::empty());
     let made = fill(&dev, privileged);
+    if let Some(Owner { uid, gid }) = users.root() {
+        rustix::fs::chownat(&dev, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    }
     rustix::process::umask(old);
     made?;
     for (name, target) in LINKS {
         tree.link(&dev, name, target)?;
     }
-    mount_below(tree)
+    mount_below(tree, users)
 }
 
 fn fill(dev: &OwnedFd, privileged: bool) -> io::Result<()> {
@@ -86,10 +93,11 @@ fn copy_nodes(from: &Path, to: &OwnedFd, depth: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn mount_below(tree: &Tree) -> io::Result<()> {
+fn mount_below(tree: &Tree, users: &Users) -> io::Result<()> {
     let no_code = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
-    let options =
-        [("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some("5")), ("source", Some("devpts"))];
+    let group = users.group(TTY).map(|group| group.to_string());
+    let mut options = vec![("ptmxmode", Some("0666")), ("mode", Some("0620")), ("source", Some("devpts"))];
+    options.extend(group.as_deref().map(|group| ("gid", Some(group))));
     let terminals = make("devpts", &options, no_code)?;
     attach(terminals, tree.find_or_make("/dev/pts", Node::Directory)?)?;
     // The namespace of System V and POSIX queues is the pod's: the guest's own.

@@ -16,11 +16,12 @@ pub mod remove;
 pub mod rootfs;
 pub mod tree;
 pub mod user;
+pub mod users;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use a3s_box_protocol::proto::{CreateSessionRequest, Process};
+use a3s_box_protocol::proto::{CreateSessionRequest, Process, UserNamespace};
 use nix::sched::{CloneFlags, setns};
 use prost::Message;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
@@ -31,6 +32,7 @@ use crate::{paths, sys};
 use error::{Context, StageError};
 use process::Terminal;
 use user::Identity;
+use users::{Owner, Users};
 
 /// `argv[0]` of a process that becomes a session's first process.
 pub const SESSION: &CStr = c"a3s-session";
@@ -41,6 +43,9 @@ pub const PAUSE: &CStr = c"a3s-pause";
 /// `argv[0]` of a process that deletes a directory tree.
 pub const REMOVE: &CStr = c"a3s-remove";
 
+/// `argv[0]` of the process that makes the pod's user namespace.
+pub const USERS: &CStr = c"a3s-users";
+
 /// The specification, a memory file.
 pub const SPEC_FD: RawFd = 3;
 /// The control socket.
@@ -49,6 +54,8 @@ pub const CONTROL_FD: RawFd = 4;
 pub const MOUNT_NS_FD: RawFd = 5;
 /// Exec: the session's cgroup namespace.
 pub const CGROUP_NS_FD: RawFd = 6;
+/// The pod's user namespace, if it has one.
+pub const USER_NS_FD: RawFd = 7;
 
 /// What a session's stage is told.
 #[derive(Clone, PartialEq, Message)]
@@ -62,6 +69,20 @@ pub struct SessionStage {
     /// The session's directory on the scratch disk.
     #[prost(string, tag = "3")]
     pub directory: String,
+    /// The mapping of the pod's user namespace.
+    #[prost(message, optional, tag = "4")]
+    pub users: Option<UserNamespace>,
+}
+
+/// What an exec's stage is told.
+#[derive(Clone, PartialEq, Message)]
+pub struct ExecStage {
+    /// As the host asked.
+    #[prost(message, optional, tag = "1")]
+    pub process: Option<Process>,
+    /// The mapping of the pod's user namespace.
+    #[prost(message, optional, tag = "2")]
+    pub users: Option<UserNamespace>,
 }
 
 /// Runs as a session's stage. Comes back only when there is nothing to execute.
@@ -73,12 +94,13 @@ pub fn session() {
         let limits = process::Limits::parse(&wanted)?;
         process::set_oom_score(&wanted);
         rustix::process::setsid().context("start", "a session")?;
-        let tree = rootfs::assemble(&stage)?;
+        let users = Users::take(stage.users)?;
+        let tree = rootfs::assemble(&stage, &users)?;
         rootfs::enter(&tree)?;
         let identity = user::resolve_here(&wanted.user.clone().unwrap_or_default())?;
         let env = environment::merge(&wanted.env, &identity.home, wanted.terminal)?;
-        process::enter_working_directory(&wanted)?;
-        let terminal = stdio(&wanted, &identity)?;
+        process::enter_working_directory(&wanted, users.root())?;
+        let terminal = stdio(&wanted, users.owner(&identity)?)?;
         if let Some(terminal) = &terminal {
             bind_console(&tree, terminal)?;
         }
@@ -86,18 +108,21 @@ pub fn session() {
             rootfs::seal(&tree)?;
         }
         drop(tree);
+        limits.apply()?;
+        users.enter()?;
         ready(control, &identity, terminal)?;
         if !control::wait_for_go(control).context("wait for", "the start")? {
             return Ok(());
         }
-        Err(process::become_program(&wanted, &limits, &identity, &env))
+        Err(process::become_program(&wanted, &identity, &env))
     });
 }
 
 /// Runs as the stage of a further process in a session. Comes back only when there is nothing to execute.
 pub fn exec() {
     with_control(|control| {
-        let wanted = Process::decode(read_spec()?.as_slice())?;
+        let stage = ExecStage::decode(read_spec()?.as_slice())?;
+        let wanted = stage.process.unwrap_or_default();
         let mounts = sys::inherited(MOUNT_NS_FD).context("take", "the mount namespace")?;
         let cgroups = sys::inherited(CGROUP_NS_FD).context("take", "the cgroup namespace")?;
         let limits = process::Limits::parse(&wanted)?;
@@ -105,12 +130,15 @@ pub fn exec() {
         rustix::process::setsid().context("start", "a session")?;
         setns(cgroups, CloneFlags::CLONE_NEWCGROUP).context("join", "the cgroup namespace")?;
         setns(mounts, CloneFlags::CLONE_NEWNS).context("join", "the mount namespace")?;
+        let users = Users::take(stage.users)?;
         let identity = user::resolve_here(&wanted.user.clone().unwrap_or_default())?;
         let env = environment::merge(&wanted.env, &identity.home, wanted.terminal)?;
-        process::enter_working_directory(&wanted)?;
-        let terminal = stdio(&wanted, &identity)?;
+        process::enter_working_directory(&wanted, users.root())?;
+        let terminal = stdio(&wanted, users.owner(&identity)?)?;
+        limits.apply()?;
+        users.enter()?;
         ready(control, &identity, terminal)?;
-        Err(process::become_program(&wanted, &limits, &identity, &env))
+        Err(process::become_program(&wanted, &identity, &env))
     });
 }
 
@@ -141,6 +169,26 @@ pub fn pause() {
     });
 }
 
+/// Runs as the process that makes the pod's user namespace and those that belong to it. The agent writes the mapping
+/// in between, and opens them all before it lets us go.
+pub fn make_users() {
+    with_control(|control| {
+        let tell = || {
+            control::send_report(control.as_fd(), Report::Ready(Default::default()), None)
+                .context("report", "ready")
+        };
+        nix::sched::unshare(CloneFlags::CLONE_NEWUSER).context("unshare", "the user namespace")?;
+        tell()?;
+        if !control::wait_for_go(control).context("wait for", "the mapping")? {
+            return Ok(());
+        }
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
+            .context("unshare", "network, host name and IPC")?;
+        tell()?;
+        control::wait_for_go(control).context("wait for", "the end").map(drop)
+    });
+}
+
 /// Takes the control socket, runs `stage` and reports why it ended, if it did.
 fn with_control(stage: impl FnOnce(&OwnedFd) -> Result<(), StageError>) {
     let Ok(control) = sys::inherited(CONTROL_FD) else { return };
@@ -162,11 +210,11 @@ fn read_spec() -> Result<Vec<u8>, StageError> {
     Ok(bytes)
 }
 
-fn stdio(wanted: &Process, identity: &Identity) -> Result<Option<Terminal>, StageError> {
+fn stdio(wanted: &Process, owner: Owner) -> Result<Option<Terminal>, StageError> {
     if wanted.terminal {
-        return process::open_terminal(wanted, identity).map(Some);
+        return process::open_terminal(wanted, owner).map(Some);
     }
-    process::own_stdio(identity);
+    process::own_stdio(owner);
     Ok(None)
 }
 

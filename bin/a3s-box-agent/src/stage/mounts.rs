@@ -10,6 +10,7 @@ use super::error::StageError;
 use super::filesystem::{Attributes, harmless, make};
 use super::images;
 use super::tree::{Node, Tree, attach, bind, node_for};
+use super::users::Owner;
 use crate::paths;
 use crate::sys::{self, attr};
 
@@ -24,7 +25,7 @@ pub fn mount(tree: &Tree, mount: &Mount, directory: &str) -> Result<(), StageErr
     }
     let detached = match &mount.source {
         Some(Source::PodVolume(name)) => open_volume(name).map_err(fail("open the volume"))?,
-        Some(Source::TmpfsBytes(bytes)) => tmpfs(*bytes).map_err(fail("make a tmpfs"))?,
+        Some(Source::TmpfsBytes(bytes)) => tmpfs(*bytes, tree.owner()).map_err(fail("make a tmpfs"))?,
         Some(Source::Image(image)) => images::open(image, &mount.target, directory)?,
         None => return Err(missing("it has no source")),
     };
@@ -66,9 +67,13 @@ fn open_volume(name: &str) -> io::Result<OwnedFd> {
     bind(source, true)
 }
 
-fn tmpfs(bytes: u64) -> io::Result<OwnedFd> {
+fn tmpfs(bytes: u64, owner: Option<Owner>) -> io::Result<OwnedFd> {
     let size = bytes.to_string();
+    let owner = owner.map(|owner| (owner.uid.as_raw().to_string(), owner.gid.as_raw().to_string()));
     let mut options = vec![("source", Some("tmpfs")), ("mode", Some("1777"))];
+    if let Some((uid, gid)) = &owner {
+        options.extend([("uid", Some(uid.as_str())), ("gid", Some(gid.as_str()))]);
+    }
     if bytes != 0 {
         options.push(("size", Some(size.as_str())));
     }
@@ -97,6 +102,9 @@ pub fn mount_etc(
 
 fn mount_file(tree: &Tree, source: &str, file: &EtcFile) -> io::Result<()> {
     std::fs::write(source, &file.content)?;
+    if let Some(Owner { uid, gid }) = tree.owner() {
+        rustix::fs::chown(source, Some(uid), Some(gid))?;
+    }
     let opened = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     attach(bind(opened, false)?, tree.find_or_make(&file.path, Node::File)?)
 }

@@ -10,7 +10,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::error::{Context, StageError};
 use super::program;
+use super::tree::{Node, Tree};
 use super::user::Identity;
+use super::users::Owner;
 use crate::sys;
 
 /// Resource limits, checked and not yet in force.
@@ -23,7 +25,9 @@ impl Limits {
         process.rlimits.iter().map(parse_limit).collect::<Result<_, _>>().map(Self)
     }
 
-    fn apply(&self) -> Result<(), StageError> {
+    /// Puts them in force. Not earlier than needed: setting up a session takes more descriptors than some programs
+    /// are to have. Not later either: in a user namespace nobody may raise a limit.
+    pub fn apply(&self) -> Result<(), StageError> {
         for (name, resource, limit) in &self.0 {
             rustix::process::setrlimit(*resource, *limit).map_err(|e| StageError::Rlimit {
                 name: name.clone(),
@@ -74,8 +78,8 @@ fn resource(name: &str) -> Option<Resource> {
     })
 }
 
-/// Enters the working directory, which is made if it is absent.
-pub fn enter_working_directory(process: &Process) -> Result<(), StageError> {
+/// Enters the working directory, which is made for `owner` if it is absent.
+pub fn enter_working_directory(process: &Process, owner: Option<Owner>) -> Result<(), StageError> {
     let path = if process.cwd.is_empty() { "/" } else { process.cwd.as_str() };
     let fail = |source| StageError::WorkingDirectory { path: path.to_owned(), source };
     if !path.starts_with('/') {
@@ -83,7 +87,8 @@ pub fn enter_working_directory(process: &Process) -> Result<(), StageError> {
     }
     match rustix::process::chdir(path) {
         Err(rustix::io::Errno::NOENT) => {
-            std::fs::create_dir_all(path).map_err(fail)?;
+            let root = Tree::open("/").map_err(fail)?.owned_by(owner);
+            root.find_or_make(path, Node::Directory).map_err(fail)?;
             rustix::process::chdir(path).map_err(|e| fail(e.into()))
         }
         other => other.map_err(|e| fail(e.into())),
@@ -91,26 +96,21 @@ pub fn enter_working_directory(process: &Process) -> Result<(), StageError> {
 }
 
 /// Gives pipes to the process's user, so that it can open /dev/stdout again.
-pub fn own_stdio(identity: &Identity) {
+pub fn own_stdio(owner: Owner) {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for stdio in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
         let is_pipe = rustix::fs::fstat(stdio)
             .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo);
         if is_pipe {
             // Only /dev/stdout would not open; that is no reason not to run.
-            let _ = rustix::fs::fchown(
-                stdio,
-                Some(Uid::from_raw(identity.uid)),
-                Some(Gid::from_raw(identity.gid)),
-            );
+            let _ = rustix::fs::fchown(stdio, Some(owner.uid), Some(owner.gid));
         }
     }
 }
 
 /// Drops to the process's identity and becomes the program. Comes back only with a reason.
-pub fn become_program(process: &Process, limits: &Limits, identity: &Identity, env: &[String]) -> StageError {
-    // Not earlier: setting up a session takes more descriptors than some programs are to have.
-    match limits.apply().and_then(|()| drop_privileges(process, identity)) {
+pub fn become_program(process: &Process, identity: &Identity, env: &[String]) -> StageError {
+    match drop_privileges(process, identity) {
         Ok(()) => program::execute(&process.args, env).into(),
         Err(error) => error,
     }
@@ -181,7 +181,7 @@ fn set_capabilities(wanted: &Capabilities) -> Result<(), StageError> {
 
 /// Makes a terminal in the session's own devpts, makes it this process's controlling terminal and its
 /// stdio, and returns the master and the slave's path.
-pub fn open_terminal(process: &Process, identity: &Identity) -> Result<Terminal, StageError> {
+pub fn open_terminal(process: &Process, owner: Owner) -> Result<Terminal, StageError> {
     use rustix::fs::OFlags;
     use rustix::pty::OpenptFlags;
 
@@ -201,7 +201,7 @@ pub fn open_terminal(process: &Process, identity: &Identity) -> Result<Terminal,
         rustix::termios::tcsetwinsize(&master, size).context("set the size of", "a terminal")?;
     }
     // The group stays the one that devpts gives (tty).
-    rustix::fs::fchown(&slave, Some(Uid::from_raw(identity.uid)), None).context("own", "a terminal")?;
+    rustix::fs::fchown(&slave, Some(owner.uid), None).context("own", "a terminal")?;
     rustix::process::ioctl_tiocsctty(&slave).context("take", "the controlling terminal")?;
     nix::unistd::dup2_stdin(&slave).context("duplicate", "stdin")?;
     nix::unistd::dup2_stdout(&slave).context("duplicate", "stdout")?;

@@ -9,22 +9,28 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use super::error::{Context, StageError};
 use super::filesystem::{Attributes, harmless, make};
 use super::tree::{Node, Tree, attach};
+use super::users::{Owner, Users};
 use super::{SessionStage, devices, mounts};
 use crate::paths;
 use crate::sys::{self, attr};
 
 /// Puts the root together in a mount namespace of its own. The agent's files are still in reach.
-pub fn assemble(stage: &SessionStage) -> Result<Tree, StageError> {
+pub fn assemble(stage: &SessionStage, users: &Users) -> Result<Tree, StageError> {
     let request = stage.request.clone().unwrap_or_default();
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP).context("unshare", "namespaces")?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("make private", "/")?;
+    users.map_layers(&request)?;
+    if let Some(Owner { uid, gid }) = users.root() {
+        let upper = upper(stage);
+        rustix::fs::chown(&upper, Some(uid), Some(gid)).context("own", &upper)?;
+    }
     let overlay = overlay(stage).context("mount", "the overlay")?;
     let place = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?;
     attach(&overlay, place.root()).context("attach", "the overlay")?;
-    let tree = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?;
+    let tree = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?.owned_by(users.root());
     kernel_file_systems(&tree, request.privileged)?;
-    devices::mount(&tree, request.privileged).context("fill", "/dev")?;
+    devices::mount(&tree, users, request.privileged).context("fill", "/dev")?;
     for mount in &request.mounts {
         mounts::mount(&tree, mount, &stage.directory)?;
     }
@@ -34,8 +40,13 @@ pub fn assemble(stage: &SessionStage) -> Result<Tree, StageError> {
     Ok(tree)
 }
 
+/// The writable layer, whose root is the session's.
+fn upper(stage: &SessionStage) -> String {
+    format!("{}/upper", stage.directory)
+}
+
 fn overlay(stage: &SessionStage) -> std::io::Result<OwnedFd> {
-    let (upper, work) = (format!("{}/upper", stage.directory), format!("{}/work", stage.directory));
+    let (upper, work) = (upper(stage), format!("{}/work", stage.directory));
     // The wire has the lowest layer first, overlay the highest.
     let mut options: Vec<(&str, Option<&str>)> =
         stage.layers.iter().rev().map(|layer| ("lowerdir+", Some(layer.as_str()))).collect();

@@ -8,6 +8,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
+use super::users::Owner;
+
 /// As many links may hide in the missing part of one path.
 const MAX_LINKS: u32 = 40;
 
@@ -24,13 +26,24 @@ pub enum Node {
 #[derive(Debug)]
 pub struct Tree {
     root: OwnedFd,
+    owner: Option<Owner>,
 }
 
 impl Tree {
     /// Opens the directory at `path`, which we own.
     pub fn open(path: &str) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())?, owner: None })
+    }
+
+    /// What is made in it goes to `owner`, if there is one.
+    pub fn owned_by(self, owner: Option<Owner>) -> Self {
+        Self { owner, ..self }
+    }
+
+    /// See [`Self::owned_by`].
+    pub fn owner(&self) -> Option<Owner> {
+        self.owner
     }
 
     /// The root itself.
@@ -87,7 +100,13 @@ impl Tree {
                 rustix::fs::openat(&directory, &*name, flags, Mode::from_raw_mode(0o644)).map(drop)
             }
         };
-        match made {
+        let given = made.and_then(|()| match self.owner {
+            Some(Owner { uid, gid }) => {
+                rustix::fs::chownat(&directory, &*name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            }
+            None => Ok(()),
+        });
+        match given {
             Ok(()) => Ok(self.resolve(&path)?),
             // Something is there and yet the path leads nowhere: a link whose target is missing.
             Err(Errno::EXIST) => {

@@ -30,6 +30,16 @@ pub enum UserError {
         /// As asked for.
         name: String,
     },
+    /// An id that the pod's user namespace does not have.
+    #[error("{kind} {id} is not in the pod's user namespace, which has 0 to {}", .count.saturating_sub(1))]
+    Unmapped {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// As asked for.
+        id: u32,
+        /// How many there are.
+        count: u32,
+    },
     /// Ids are 0 to 4294967294.
     #[error("{text} is no user or group id")]
     OutOfRange {

@@ -5,9 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use a3s_box_core::image::{ImageConfig, ResolvedImage};
 use a3s_box_core::seccomp::SeccompProfile;
-use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SessionSpec};
+use a3s_box_core::spec::{MountSource, MountSpec, ProcessSpec, SessionSpec, UserNamespace};
 
-use super::{InvalidRequest, given, non_empty, required, resources, security, signal, sorted};
+use super::{InvalidRequest, given, non_empty, required, resources, security, signal, sorted, users};
 use crate::proto::{
     ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerSecurityContext, Mount, MountPropagation,
     Signal,
@@ -61,15 +61,25 @@ pub fn seccomp_file(config: &ContainerConfig) -> Option<(String, PathBuf)> {
     security::seccomp_file(context, CONTEXT)
 }
 
-/// The session that a CreateContainer request asks for. `image` is the configuration of the image that
-/// [`image_of`] names; `volumes` are the images that [`volume_images`] names, by the client's words;
-/// `filter` is the content of the file that [`seccomp_file`] names.
+/// What a request only names, looked up.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// Of the image that [`image_of`] names.
+    pub image: &'a ImageConfig,
+    /// The images that [`volume_images`] names, by the client's words.
+    pub volumes: &'a HashMap<String, ResolvedImage>,
+    /// The content of the file that [`seccomp_file`] names.
+    pub filter: Option<SeccompProfile>,
+    /// The user namespace of the pod.
+    pub users: Option<UserNamespace>,
+}
+
+/// The session that a CreateContainer request asks for.
 pub fn session_spec(
     config: ContainerConfig,
-    image: &ImageConfig,
-    volumes: &HashMap<String, ResolvedImage>,
-    filter: Option<SeccompProfile>,
+    surroundings: Surroundings<'_>,
 ) -> Result<SessionSpec, InvalidRequest> {
+    let Surroundings { image, volumes, filter, users } = surroundings;
     let image_ref = shown_name(&config)?;
     refuse_foreign(&config)?;
     let (name, attempt) = identity(config.metadata)?;
@@ -99,9 +109,9 @@ pub fn session_spec(
             .mounts
             .into_iter()
             .enumerate()
-            .map(|(index, wanted)| mount(wanted, &format!("config.mounts[{index}]"), volumes))
+            .map(|(index, wanted)| mount(wanted, &format!("config.mounts[{index}]"), volumes, users))
             .collect::<Result<_, _>>()?,
-        pid_namespace: security::pid_namespace(&context, CONTEXT)?,
+        pid_namespace: security::pid_namespace(&context, users, CONTEXT)?,
         limits: limits.unwrap_or_default(),
         masked_paths,
         readonly_paths,
@@ -239,15 +249,13 @@ fn mount(
     wanted: Mount,
     field: &str,
     volumes: &HashMap<String, ResolvedImage>,
+    users: Option<UserNamespace>,
 ) -> Result<MountSpec, InvalidRequest> {
     let target = non_empty(wanted.container_path.clone(), &format!("{field}.container_path"))?;
     // A relative path starts at the container's root.
     let target = if target.starts_with('/') { target } else { format!("/{target}") };
     check_target(&target, &format!("{field}.container_path"))?;
-    if !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty() {
-        let problem = "id-mapped mounts are not offered by this runtime handler";
-        return Err(InvalidRequest::new(format!("{field}.uidMappings"), problem));
-    }
+    let id_mapped = users::mount_mapping(&wanted, users, field)?;
     let propagate = match MountPropagation::try_from(wanted.propagation) {
         Ok(MountPropagation::PropagationPrivate) => false,
         Ok(MountPropagation::PropagationHostToContainer) => true,
@@ -278,7 +286,7 @@ fn mount(
                 let problem = format!("{} is not an absolute path", path.display());
                 return Err(InvalidRequest::new(format!("{field}.host_path"), problem));
             }
-            MountSource::Host { path, propagate, recursive_readonly: wanted.recursive_read_only }
+            MountSource::Host { path, propagate, recursive_readonly: wanted.recursive_read_only, id_mapped }
         }
     };
     Ok(MountSpec { source, target, readonly: wanted.readonly, options: wanted.mount_options })
@@ -369,7 +377,9 @@ mod tests {
             config: ImageConfig::default(),
             layers: vec![layer],
         };
-        session_spec(config, &image(), &HashMap::from([("model:1".to_owned(), model)]), None)
+        let volumes = HashMap::from([("model:1".to_owned(), model)]);
+        let image = image();
+        session_spec(config, Surroundings { image: &image, volumes: &volumes, filter: None, users: None })
     }
 
     fn refused_field(config: ContainerConfig) -> String {
@@ -402,7 +412,9 @@ mod tests {
 
     #[test]
     fn a_container_without_any_command_is_refused() {
-        let error = session_spec(config(), &ImageConfig::default(), &HashMap::new(), None).unwrap_err();
+        let (image, volumes) = (ImageConfig::default(), HashMap::new());
+        let surroundings = Surroundings { image: &image, volumes: &volumes, filter: None, users: None };
+        let error = session_spec(config(), surroundings).unwrap_err();
         assert_eq!(error.field, "config.command");
     }
 
@@ -513,6 +525,7 @@ mod tests {
                 path: PathBuf::from("/var/lib/x"),
                 propagate: true,
                 recursive_readonly: false,
+                id_mapped: None,
             },
             target: "/data".to_owned(),
             readonly: false,
@@ -528,6 +541,10 @@ mod tests {
             ("host_path", |m| m.host_path.clear()),
             ("host_path", |m| m.host_path = "relative".to_owned()),
             ("uidMappings", |m| m.gid_mappings = vec![IdMapping::default()]),
+            ("uidMappings", |m| {
+                m.uid_mappings = vec![IdMapping { host_id: 1, container_id: 0, length: 1 }];
+                m.gid_mappings = m.uid_mappings.clone();
+            }),
             ("propagation", |m| m.propagation = MountPropagation::PropagationBidirectional.into()),
             ("propagation", |m| m.propagation = 9),
             ("recursive_read_only", |m| m.recursive_read_only = true),

@@ -8,8 +8,8 @@ use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_core::network::InterfaceUsage;
 use a3s_box_core::spec::{Limits, PodIdentity};
 use a3s_box_runtime::{
-    BoxStatus, BoxUsage, CpuUsage, IoUsage, MemoryUsage, Pressure, Pressures, SessionStatus, SessionUsage,
-    Usage, WritableLayerUsage,
+    BoxStatus, BoxUsage, CpuUsage, HostUsage, IoUsage, MemoryUsage, Pressure, Pressures, SessionStatus,
+    SessionUsage, Usage, WritableLayerUsage,
 };
 
 use crate::proto::{ContainerMetrics, Metric, MetricDescriptor, MetricType, PodSandboxMetrics, UInt64Value};
@@ -26,6 +26,8 @@ const SECOND: u64 = 1_000_000_000;
 struct Source<'a> {
     figures: Option<Figures<'a>>,
     network: &'a [InterfaceUsage],
+    /// Of pods only.
+    host: Option<HostUsage>,
     started_at_ns: Option<i64>,
     limits: Option<&'a Limits>,
 }
@@ -373,7 +375,21 @@ const FAMILIES: &[Family] = &[
         "When these figures were read: seconds since 1970.",
         Origin::All(|source| seconds(source.figures.as_ref().map(|figures| figures.at_ns))),
     ),
+    counter(
+        "a3s_box_vmm_cpu_usage_seconds_total",
+        "Processor time of the host that the pod's virtual machine took, its containers' included.",
+        Origin::All(|source| vmm(source, |host| host.cpu.as_secs())),
+    ),
+    gauge(
+        "a3s_box_vmm_memory_bytes",
+        "Memory of the host that the pod's virtual machine takes, its containers' included.",
+        Origin::All(|source| vmm(source, |host| host.memory_bytes)),
+    ),
 ];
+
+fn vmm(source: &Source<'_>, of: fn(&HostUsage) -> u64) -> Vec<Value> {
+    source.host.iter().map(|host| (Vec::new(), of(host))).collect()
+}
 
 fn faults(source: &Source<'_>) -> Vec<Value> {
     let Some(figures) = &source.figures else { return Vec::new() };
@@ -420,6 +436,7 @@ pub fn of_pod(state: &BoxStatus, states: &[SessionStatus], usage: &BoxUsage) -> 
     let pod = Source {
         figures: usage.total.as_ref().map(|total| Figures::of_pod(total, &usage.sessions)),
         network: &usage.network,
+        host: usage.host,
         started_at_ns: Some(state.created_at_ns),
         limits: None,
     };
@@ -429,6 +446,7 @@ pub fn of_pod(state: &BoxStatus, states: &[SessionStatus], usage: &BoxUsage) -> 
             figures: Some(Figures::of(usage)),
             // Its pod's.
             network: &[],
+            host: None,
             started_at_ns: started_at(&state.phase),
             limits: Some(&state.spec.limits),
         };
@@ -475,6 +493,7 @@ fn metrics(source: &Source<'_>, labels: &[String; 6], timestamp: i64) -> Vec<Met
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeSet, HashMap};
+    use std::time::Duration;
 
     use a3s_box_core::lifecycle::BoxPhase;
     use a3s_box_core::network::Traffic;
@@ -547,6 +566,7 @@ mod tests {
                 received: Traffic { bytes: 11, ..Traffic::default() },
                 sent: Traffic { dropped: 12, ..Traffic::default() },
             }],
+            host: Some(HostUsage { cpu: Duration::from_millis(9900), memory_bytes: 77 }),
             sessions: vec![Usage { writable_layer: Some(layer), ..figures(id) }],
         };
         of_pod(&state, &[session], &usage)
@@ -608,7 +628,8 @@ mod tests {
         assert_eq!((one("container_file_descriptors"), one("container_sockets")), (Some(13), Some(2)));
         assert_eq!(one("container_threads_max"), Some(0), "there is no limit");
         let names: BTreeSet<&str> = container.iter().map(|metric| metric.name.as_str()).collect();
-        assert!(!names.iter().any(|name| name.starts_with("container_network")));
+        let of_pods = ["container_network", "a3s_box_vmm"];
+        assert!(!names.iter().any(|name| of_pods.iter().any(|prefix| name.starts_with(prefix))));
 
         assert_eq!(told.metrics[0].label_values[0], "POD");
         let of_pod = values(&told.metrics);
@@ -616,5 +637,7 @@ mod tests {
         assert_eq!(of_pod[&("container_network_transmit_packets_dropped_total", vec!["eth0"])], 12);
         assert_eq!(of_pod[&("container_cpu_usage_seconds_total", vec![])], 3);
         assert_eq!(of_pod[&("container_start_time_seconds", vec![])], 1);
+        assert_eq!(of_pod[&("a3s_box_vmm_cpu_usage_seconds_total", vec![])], 9);
+        assert_eq!(of_pod[&("a3s_box_vmm_memory_bytes", vec![])], 77);
     }
 }

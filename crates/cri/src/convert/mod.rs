@@ -13,6 +13,7 @@ pub mod security;
 pub mod signal;
 pub mod stats;
 pub mod status;
+pub mod users;
 
 use std::collections::{BTreeMap, HashMap};
 

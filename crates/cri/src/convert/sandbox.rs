@@ -28,9 +28,8 @@ pub fn box_spec(
         return Err(InvalidRequest::new("config.windows", "boxes run Linux; remove the field"));
     }
     let linux = config.linux.unwrap_or_default();
-    if let Some(context) = &linux.security_context {
-        security::check_sandbox_context(context)?;
-    }
+    let user_namespace =
+        linux.security_context.as_ref().map(security::sandbox_context).transpose()?.flatten();
     let identity = identity(config.metadata)?;
     let hostname = hostname(config.hostname, &identity.name)?;
     Ok(BoxSpec {
@@ -50,6 +49,7 @@ pub fn box_spec(
         port_mappings: port_mappings(config.port_mappings)?,
         sysctls: sorted(linux.sysctls.into_iter().map(sysctl).collect::<Result<_, _>>()?),
         network: NetworkMode::Pod,
+        user_namespace,
     })
 }
 

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 
 use a3s_box_core::SessionId;
 use a3s_box_core::seccomp::SeccompProfile;
-use a3s_box_core::spec::{CapabilitySpec, PidNamespace, SeccompSpec, UserSpec};
+use a3s_box_core::spec::{CapabilitySpec, PidNamespace, SeccompSpec, UserNamespace, UserSpec};
 
-use super::{InvalidRequest, kernel_id};
+use super::{InvalidRequest, kernel_id, users};
 use crate::proto::security_profile::ProfileType;
 use crate::proto::{
     LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
+    SecurityProfile, SupplementalGroupsPolicy,
 };
 
 /// Parts of /proc and /sys that no ordinary container sees: the OCI runtimes' common default.
@@ -36,18 +36,22 @@ pub const DEFAULT_READONLY_PATHS: [&str; 5] =
 
 const SANDBOX: &str = "config.linux.security_context";
 
-/// Refuses pods that want what lies outside of their virtual machine. The rest of a sandbox' context is
-/// about a pause process, which a box does not have.
-pub fn check_sandbox_context(context: &LinuxSandboxSecurityContext) -> Result<(), InvalidRequest> {
-    if let Some(options) = &context.namespace_options {
-        check_namespaces(options, SANDBOX)?;
-        // A pod has no other container yet whose processes it could join.
-        if namespace(options.pid, &format!("{SANDBOX}.namespace_options.pid"))? == NamespaceMode::Target {
-            let problem = "TARGET is for containers only";
-            return Err(InvalidRequest::new(format!("{SANDBOX}.namespace_options.pid"), problem));
-        }
+/// Refuses pods that want what lies outside of their virtual machine, and answers with the user namespace of the
+/// others. The rest of a sandbox' context is about a pause process, which a box does not have.
+pub fn sandbox_context(
+    context: &LinuxSandboxSecurityContext,
+) -> Result<Option<UserNamespace>, InvalidRequest> {
+    let Some(options) = &context.namespace_options else { return Ok(None) };
+    check_namespaces(options, SANDBOX)?;
+    // A pod has no other container yet whose processes it could join.
+    if namespace(options.pid, &format!("{SANDBOX}.namespace_options.pid"))? == NamespaceMode::Target {
+        let problem = "TARGET is for containers only";
+        return Err(InvalidRequest::new(format!("{SANDBOX}.namespace_options.pid"), problem));
     }
-    Ok(())
+    users::user_namespace(
+        options.userns_options.as_ref(),
+        &format!("{SANDBOX}.namespace_options.userns_options"),
+    )
 }
 
 /// Network and IPC belong to the box as a whole, and no namespace is the host's.
@@ -72,19 +76,7 @@ fn check_namespaces(options: &NamespaceOption, context: &str) -> Result<(), Inva
                        run pods that need the host's processes with another RuntimeClass";
         return Err(InvalidRequest::new(field, problem));
     }
-    match &options.userns_options {
-        Some(userns) => check_user_namespace(userns, &format!("{context}.namespace_options.userns_options")),
-        None => Ok(()),
-    }
-}
-
-fn check_user_namespace(userns: &UserNamespace, field: &str) -> Result<(), InvalidRequest> {
-    if userns.uids.is_empty() && userns.gids.is_empty() {
-        return Ok(());
-    }
-    let problem = "user namespaces are not offered by this runtime handler; \
-                   remove hostUsers: false, the box itself keeps the pod's users from the host";
-    Err(InvalidRequest::new(field, problem))
+    Ok(())
 }
 
 fn namespace(mode: i32, field: &str) -> Result<NamespaceMode, InvalidRequest> {
@@ -93,13 +85,16 @@ fn namespace(mode: i32, field: &str) -> Result<NamespaceMode, InvalidRequest> {
 }
 
 /// Whose processes a container sees. A container without options shares the pod's, which is what the
-/// zero of the enum says.
+/// zero of the enum says. `pod_users` is its pod's user namespace.
 pub fn pid_namespace(
     context: &LinuxContainerSecurityContext,
+    pod_users: Option<UserNamespace>,
     field: &str,
 ) -> Result<PidNamespace, InvalidRequest> {
     let options = context.namespace_options.clone().unwrap_or_default();
     check_namespaces(&options, field)?;
+    let wanted = options.userns_options.as_ref();
+    users::check_container(wanted, pod_users, &format!("{field}.namespace_options.userns_options"))?;
     let pid = format!("{field}.namespace_options.pid");
     match namespace(options.pid, &pid)? {
         NamespaceMode::Pod => Ok(PidNamespace::Pod),
@@ -271,7 +266,7 @@ mod tests {
     use a3s_box_core::seccomp::SeccompAction;
 
     use super::*;
-    use crate::proto::{IdMapping, Int64Value};
+    use crate::proto::Int64Value;
 
     fn with_options(options: NamespaceOption) -> LinuxContainerSecurityContext {
         LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() }
@@ -280,24 +275,13 @@ mod tests {
     #[test]
     fn pid_modes_become_ours_and_the_hosts_is_refused() {
         let mode = |pid: NamespaceMode| {
-            pid_namespace(&with_options(NamespaceOption { pid: pid.into(), ..Default::default() }), "c")
+            pid_namespace(&with_options(NamespaceOption { pid: pid.into(), ..Default::default() }), None, "c")
         };
         assert_eq!(mode(NamespaceMode::Pod), Ok(PidNamespace::Pod));
         assert_eq!(mode(NamespaceMode::Container), Ok(PidNamespace::Session));
         assert_eq!(mode(NamespaceMode::Node).unwrap_err().field, "c.namespace_options.pid");
         assert_eq!(mode(NamespaceMode::Target).unwrap_err().field, "c.namespace_options.target_id");
-        assert_eq!(pid_namespace(&Default::default(), "c"), Ok(PidNamespace::Pod));
-    }
-
-    #[test]
-    fn user_namespaces_are_refused_only_when_ids_are_mapped() {
-        let userns = |uids| NamespaceOption {
-            userns_options: Some(UserNamespace { uids, ..Default::default() }),
-            ..Default::default()
-        };
-        assert!(pid_namespace(&with_options(userns(vec![])), "c").is_ok());
-        let error = pid_namespace(&with_options(userns(vec![IdMapping::default()])), "c").unwrap_err();
-        assert_eq!(error.field, "c.namespace_options.userns_options");
+        assert_eq!(pid_namespace(&Default::default(), None, "c"), Ok(PidNamespace::Pod));
     }
 
     #[test]

@@ -281,6 +281,7 @@ mod tests {
             at_ns: 78,
             total: Some(total),
             network: vec![interface("eth0", 5), interface("net1", 50)],
+            host: None,
             sessions: vec![session],
         };
         let other = SessionStatus { id: SessionId::from_random([1; 32]), ..state() };

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
-use a3s_box_core::spec::{Limits, MountSource, MountSpec, PodIdentity};
+use a3s_box_core::spec::{BoxSpec, Limits, MountSource, MountSpec, PodIdentity};
 use a3s_box_runtime::{BoxStatus, ResolvedUser, SessionStatus};
 use serde_json::json;
 
-use super::{signal, unsorted};
+use super::{signal, unsorted, users};
 use crate::proto;
 
 /// A box as ListPodSandbox shows it.
@@ -31,13 +31,20 @@ pub fn sandbox_status(state: &BoxStatus) -> proto::PodSandboxStatus {
         state: sandbox_state(&state.phase).into(),
         created_at: state.created_at_ns,
         network: Some(network(state)),
-        // Every box has its own network, IPC and processes; the zero of the modes says so.
         linux: Some(proto::LinuxPodSandboxStatus {
-            namespaces: Some(proto::Namespace { options: Some(proto::NamespaceOption::default()) }),
+            namespaces: Some(proto::Namespace { options: Some(namespaces(&state.spec)) }),
         }),
         labels: unsorted(&state.spec.labels),
         annotations: unsorted(&state.spec.annotations),
         runtime_handler: state.spec.runtime_handler.clone(),
+    }
+}
+
+/// Every box has its own network, IPC and processes; the zero of the modes says so.
+fn namespaces(spec: &BoxSpec) -> proto::NamespaceOption {
+    proto::NamespaceOption {
+        userns_options: spec.user_namespace.as_ref().map(users::to_cri),
+        ..Default::default()
     }
 }
 
@@ -192,8 +199,10 @@ fn mount(mount: &MountSpec) -> Option<proto::Mount> {
         mount_options: mount.options.clone(),
         ..Default::default()
     };
-    let (path, propagate, recursive_readonly) = match &mount.source {
-        MountSource::Host { path, propagate, recursive_readonly } => (path, *propagate, *recursive_readonly),
+    let (path, propagate, recursive_readonly, id_mapped) = match &mount.source {
+        MountSource::Host { path, propagate, recursive_readonly, id_mapped } => {
+            (path, *propagate, *recursive_readonly, id_mapped)
+        }
         MountSource::Image { reference, id, sub_path, .. } => {
             let image =
                 proto::ImageSpec { image: reference.clone(), image_ref: id.clone(), ..Default::default() };
@@ -211,6 +220,8 @@ fn mount(mount: &MountSpec) -> Option<proto::Mount> {
         host_path: path.display().to_string(),
         propagation: propagation.into(),
         recursive_read_only: recursive_readonly,
+        uid_mappings: id_mapped.iter().map(|users| users::id_mapping(users.uids)).collect(),
+        gid_mappings: id_mapped.iter().map(|users| users::id_mapping(users.gids)).collect(),
         ..common
     })
 }
@@ -359,8 +370,12 @@ pub(super) mod tests {
             ..Default::default()
         };
         let mut session = a_session(SessionPhase::Created);
-        let host =
-            MountSource::Host { path: "/var/lib/x".into(), propagate: false, recursive_readonly: true };
+        let host = MountSource::Host {
+            path: "/var/lib/x".into(),
+            propagate: false,
+            recursive_readonly: true,
+            id_mapped: None,
+        };
         session.spec.mounts = vec![
             MountSpec {
                 source: host,

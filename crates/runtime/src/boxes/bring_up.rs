@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use a3s_box_core::lifecycle::BoxPhase;
 use a3s_box_core::network::{Address, Interface, PodNetwork};
+use a3s_box_core::spec::{IdRange, UserNamespace};
 use a3s_box_protocol::proto::{self, Ready};
 use a3s_box_protocol::{AGENT_IMAGE_PORT, PROTOCOL};
 use a3s_box_vmm::error::MachineError;
@@ -423,7 +424,13 @@ fn request(record: &BoxRecord) -> proto::ConfigureSandboxRequest {
         interfaces: record.network.iter().flat_map(|network| &network.interfaces).map(interface).collect(),
         shm_bytes: 0,
         unix_time_ns: now_ns().unsigned_abs(),
+        user_namespace: record.spec.user_namespace.as_ref().map(user_namespace),
     }
+}
+
+fn user_namespace(users: &UserNamespace) -> proto::UserNamespace {
+    let range = |ids: IdRange| Some(proto::IdRange { start: ids.start, count: ids.count });
+    proto::UserNamespace { uids: range(users.uids), gids: range(users.gids) }
 }
 
 fn interface(interface: &Interface) -> proto::NetworkInterface {

@@ -10,6 +10,7 @@ use futures::stream;
 
 use a3s_box_core::network::InterfaceUsage;
 use a3s_box_core::{BoxId, SessionId};
+use a3s_box_vmm::HostUsage;
 
 use super::{BoxManager, box_object, not_found, session_object};
 use crate::api::{BoxUsage, SessionUsage, Usage};
@@ -81,7 +82,11 @@ impl BoxManager {
     pub async fn box_usage(&self, id: &BoxId) -> Result<BoxUsage, RuntimeError> {
         let entry = self.shared.registry.get_box(id).ok_or_else(|| not_found(&box_object(id)))?;
         let wanted: Wanted = self.list_sessions_of(&entry.id).into_iter().map(|state| state.id).collect();
-        let (told, network) = tokio::join!(self.ask_usage(&entry.id, &wanted), self.ask_network(&entry.id));
+        let (told, network, host) = tokio::join!(
+            self.ask_usage(&entry.id, &wanted),
+            self.ask_network(&entry.id),
+            self.ask_host(&entry.id)
+        );
         let told = told?;
         if told.total.is_none() && told.sessions.is_empty() && self.live(&entry.id).is_none() {
             return Err(RuntimeError::new(
@@ -92,7 +97,12 @@ impl BoxManager {
             ));
         }
         let at_ns = told.total.as_ref().map_or_else(now_ns, |total| total.at_ns);
-        Ok(BoxUsage { id: entry.id.clone(), at_ns, total: told.total, network, sessions: told.sessions })
+        let (id, sessions) = (entry.id.clone(), told.sessions);
+        Ok(BoxUsage { id, at_ns, total: told.total, network, host, sessions })
+    }
+
+    async fn ask_host(&self, box_id: &BoxId) -> Option<HostUsage> {
+        self.live(box_id)?.machine.host_usage().await
     }
 
     /// What those of the boxes use that exist and of which something is known, oldest first. One that does not answer in

@@ -314,7 +314,12 @@ mod tests {
     #[test]
     fn only_a_recursively_read_only_volume_is_read_only_in_the_guest() {
         let readonly = |recursive_readonly| {
-            let source = MountSource::Host { path: "/srv".into(), propagate: false, recursive_readonly };
+            let source = MountSource::Host {
+                path: "/srv".into(),
+                propagate: false,
+                recursive_readonly,
+                id_mapped: None,
+            };
             let spec = MountSpec { source, target: "/srv".to_owned(), readonly: true, options: Vec::new() };
             mount(&SessionId::from_random([7; 32]), 0, &spec).unwrap().readonly
         };

@@ -40,7 +40,8 @@ pub(crate) enum VolumeError {
 pub(crate) async fn layer(layer: Layer) -> Result<Attachment, VolumeError> {
     let target = format!("{SHARE_IMAGES}/{}", layer_name(&layer)?);
     let source = on_disk(layer.erofs, open).await?;
-    Ok(Attachment { source, target, readonly: true, recursive_readonly: false, propagate: false })
+    let (readonly, recursive_readonly, propagate, id_mapped) = (true, false, false, None);
+    Ok(Attachment { source, target, readonly, recursive_readonly, propagate, id_mapped })
 }
 
 /// The attachment of a session's `index`-th mount, if it comes from the host.
@@ -52,12 +53,13 @@ pub(crate) async fn volume(
     match &mount.source {
         // An image's layers are the box's, shared by its sessions.
         MountSource::Tmpfs { .. } | MountSource::Image { .. } => Ok(None),
-        MountSource::Host { path, propagate, recursive_readonly } => Ok(Some(Attachment {
+        MountSource::Host { path, propagate, recursive_readonly, id_mapped } => Ok(Some(Attachment {
             source: on_disk(path.clone(), open_or_make).await?,
             target: format!("{SHARE_VOLUMES}/{}", volume_name(session, index)),
             readonly: mount.readonly,
             recursive_readonly: *recursive_readonly,
             propagate: *propagate,
+            id_mapped: *id_mapped,
         })),
     }
 }

@@ -280,7 +280,12 @@ pub fn process(args: &[&str]) -> ProcessSpec {
 
 pub fn with_volume(mut spec: SessionSpec, path: &Path) -> SessionSpec {
     spec.mounts.push(MountSpec {
-        source: MountSource::Host { path: path.to_owned(), propagate: false, recursive_readonly: false },
+        source: MountSource::Host {
+            path: path.to_owned(),
+            propagate: false,
+            recursive_readonly: false,
+            id_mapped: None,
+        },
         target: "/data".to_owned(),
         readonly: false,
         options: Vec::new(),

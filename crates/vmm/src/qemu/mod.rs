@@ -92,7 +92,7 @@ impl Vmm for QemuVmm {
         plan: &BoxPlan,
         facts: &MachineFacts,
     ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
-        BoxMachine::adopt(plan, facts)
+        BoxMachine::adopt(&self.parts.vmm, plan, facts)
     }
 }
 

@@ -121,7 +121,9 @@ pub(crate) async fn a_program_that_cannot_be_started_says_why(suite: &Suite) -> 
     let error = client.start(&container).await.err().context("starting a program that is not there fails")?;
     ensure!(error.message().contains("/no/such/program"), "the message does not name the program: {error}");
     let status = client.container_status(&container).await?;
-    ensure!(status.state() == ContainerState::ContainerExited && status.exit_code != 0, "{status:?}");
+    ensure!(status.state() == ContainerState::ContainerExited, "{status:?}");
+    ensure!((status.exit_code, status.reason.as_str()) == (128, "StartError"), "{status:?}");
+    ensure!(status.message.contains("/no/such/program"), "{status:?}");
     client.remove_pod(&pod).await?;
     Ok(())
 }

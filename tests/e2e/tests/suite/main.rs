@@ -18,6 +18,7 @@ mod containers;
 mod events;
 mod images;
 mod logs;
+mod namespaces;
 mod pods;
 mod resources;
 mod stats;
@@ -70,6 +71,9 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     containers::bad_paths_fail_with_their_reason,
     containers::a_profile_of_the_node_filters_system_calls,
     containers::a_storm_of_probes_is_answered,
+    namespaces::a_pods_root_is_nobody_outside_of_it,
+    namespaces::kernel_parameters_are_the_pods,
+    namespaces::a_debugger_sees_the_processes_of_its_target,
     bad_input::containers_that_cannot_be_made_have_their_code_and_text,
     logs::streams_are_apart_and_partial_lines_are_marked,
     logs::a_rotated_log_is_reopened,

@@ -128,6 +128,9 @@ pub(crate) async fn a_pods_use_and_its_traffic_are_told(suite: &Suite) -> Result
     }
     let memory = container.metrics.iter().find(|metric| metric.name == "container_memory_working_set_bytes");
     ensure!(number(memory.and_then(|metric| metric.value))? > 0, "{memory:?}");
+    // A guest's kernel alone takes more.
+    let machine = ours.metrics.iter().find(|metric| metric.name == "a3s_box_vmm_memory_bytes");
+    ensure!(number(machine.and_then(|metric| metric.value))? > 10 << 20, "{machine:?}");
     client.remove_pod(&pod).await?;
     Ok(())
 }
