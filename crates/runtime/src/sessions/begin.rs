@@ -1,5 +1,6 @@
 //! How a session comes to be, or is taken up again.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -66,7 +67,13 @@ impl SessionDriver {
             let Some(attachment) = attachment else { continue };
             match timeout(ATTACH_LIMIT, live.machine.attach(attachment)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(self.caused(ErrorKind::Internal, FailedStage::Attach, error)),
+                Ok(Err(error)) => {
+                    let kind = match error.source.kind() {
+                        io::ErrorKind::Unsupported => ErrorKind::FailedPrecondition,
+                        _ => ErrorKind::Internal,
+                    };
+                    return Err(self.caused(kind, FailedStage::Attach, error));
+                }
                 Err(_) => {
                     let what = format!("attaching the volume at {}", mount.target);
                     return Err(RuntimeError::timeout(

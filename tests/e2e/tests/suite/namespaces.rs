@@ -1,7 +1,7 @@
 //! What the containers of a pod share and what they do not: users, kernel parameters, processes.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use a3s_box_cri::proto::{
     ContainerConfig, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
@@ -38,8 +38,10 @@ pub(crate) async fn a_pods_root_is_nobody_outside_of_it(suite: &Suite) -> Result
     let sysctl = ("net.core.somaxconn".to_owned(), "321".to_owned());
     config.linux.get_or_insert_default().sysctls.extend([sysctl]);
     let pod = client.run_pod(&config).await?;
-    let folder = suite.state().join("users");
-    fs::create_dir_all(&folder)?;
+    // A tmpfs: not every file system allows id-mapped mounts.
+    let folder = tempfile::Builder::new().prefix("e2e-users-").tempdir_in("/dev/shm")?;
+    let folder = folder.path();
+    fs::set_permissions(folder, Permissions::from_mode(0o755))?;
     fs::write(folder.join("seven"), "")?;
     chown(folder.join("seven"), Some(7), Some(7))?;
     let volume = |uid_mappings: Vec<IdMapping>, inside: &str| Mount {
