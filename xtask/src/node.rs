@@ -29,6 +29,8 @@ const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
     "overlay",
+    "ext4",
+    "loop",
     "9pnet_virtio",
     "9p",
     "kvm-amd",

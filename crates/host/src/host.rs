@@ -107,6 +107,7 @@ pub fn image_store_config(config: &Config) -> ImageStoreConfig {
         max_parallel_downloads: config.images.max_parallel_downloads,
         cache_bytes: config.images.cache_bytes,
         pinned: config.images.pinned.clone(),
+        fs_verity: config.images.fs_verity,
         limits: Limits { layer_bytes: config.images.max_layer_bytes, ..Limits::default() },
         ..ImageStoreConfig::new(config.root.clone())
     }

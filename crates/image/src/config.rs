@@ -19,6 +19,8 @@ pub struct ImageStoreConfig {
     pub cache_bytes: u64,
     /// Names of images that are told to kubelet as never to be collected.
     pub pinned: Vec<String>,
+    /// Seal layers' files with fs-verity where the file system can.
+    pub fs_verity: bool,
     /// What foreign bytes may make us spend.
     pub limits: Limits,
     /// How long a registry may take.
@@ -40,6 +42,7 @@ impl ImageStoreConfig {
             max_parallel_downloads: 16,
             cache_bytes: 2 << 30,
             pinned: Vec::new(),
+            fs_verity: false,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             retries: Retries::default(),

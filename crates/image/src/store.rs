@@ -18,6 +18,7 @@ mod files;
 #[cfg(test)]
 mod power_cut;
 mod verify;
+mod verity;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -107,6 +108,14 @@ pub enum StoreError {
     /// The records could not be read or written.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A layer's file was replaced.
+    #[error("the layer {} was changed: {problem}; run `a3s-box images verify --repair`", path.display())]
+    Unsealed {
+        /// The file.
+        path: PathBuf,
+        /// In what it differs.
+        problem: Problem,
+    },
     /// A record could not be put into JSON.
     #[error("could not encode the record of image {id}")]
     Encode {
@@ -126,6 +135,7 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => io_kind(source),
+            Self::Unsealed { .. } => ErrorKind::Corrupt,
             Self::Locked { .. } | Self::Storage(_) | Self::Encode { .. } | Self::Ending => {
                 ErrorKind::Internal
             }
@@ -201,9 +211,12 @@ impl ImageStore {
         self.inner.find(name)
     }
 
-    /// What a box needs to run the image of a name (as [`find`](Self::find) reads it).
+    /// What a box needs to run the image of a name (as [`find`](Self::find) reads it). Layers that were sealed must be
+    /// the files that they were then.
     pub fn resolve(&self, name: &str) -> Result<ResolvedImage, ImageError> {
         let record = self.find(name)?.ok_or_else(|| ImageError::NoSuchImage { name: name.to_owned() })?;
+        let files = record.layers.iter().map(|layer| &layer.file);
+        self.inner.check_seals(files).map_err(ImageError::Store)?;
         let layers = record
             .layers
             .iter()
@@ -225,7 +238,10 @@ impl ImageStore {
         let record = self.find(name)?.ok_or_else(gone)?;
         let pins = self.inner.pin(files::keys(&record));
         // It may have been removed before the pins were there.
-        let image = self.resolve(&record.id).map_err(|_| gone())?;
+        let image = match self.resolve(&record.id) {
+            Err(ImageError::NoSuchImage { .. }) => Err(gone()),
+            other => other,
+        }?;
         Ok(HeldImage { image, _pins: pins })
     }
 

@@ -158,6 +158,8 @@ pub struct ImagesConfig {
     pub cache_bytes: u64,
     /// Images that are never collected.
     pub pinned: Vec<String>,
+    /// Seal layers with fs-verity where the file system can.
+    pub fs_verity: bool,
 }
 
 /// The server of exec, attach and port-forward.
@@ -323,6 +325,7 @@ impl Default for Config {
                 max_layer_bytes: 64 << 30,
                 cache_bytes: 2 << 30,
                 pinned: Vec::new(),
+                fs_verity: false,
             },
             streaming: StreamingConfig {
                 address: SocketAddr::from(([127, 0, 0, 1], 0)),

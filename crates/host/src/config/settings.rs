@@ -265,6 +265,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| show_texts(&c.images.pinned),
     },
     Setting {
+        key: "images.fs_verity",
+        help: "Seal layers with fs-verity where the file system can: the kernel then checks whatever it reads of them.",
+        expected: "true or false",
+        variable: None,
+        set: |c, v| put(&mut c.images.fs_verity, v.as_bool()),
+        show: |c| c.images.fs_verity.to_string(),
+    },
+    Setting {
         key: "streaming.address",
         help: "Where clients of exec, attach and port-forward connect: kubelet, from this node. Port 0 is one that is free.",
         expected: "an address with a port such as \"127.0.0.1:0\" or \"[::1]:10010\"",

@@ -9,14 +9,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use a3s_box_core::storage::{Change, Table};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use super::{Files, ImageStore, Inner, StoreError, blocking, files, locked};
+use super::{Files, ImageStore, Inner, StoreError, blocking, files, locked, verity};
 use crate::auth::RegistryAuth;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::ImageError;
@@ -33,6 +33,9 @@ const CHUNK: usize = 1 << 20;
 pub(super) struct Measured {
     sha256: String,
     bytes: u64,
+    /// The digest of fs-verity of one that was sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verity: Option<String>,
 }
 
 /// What reading the store again found.
@@ -75,6 +78,14 @@ pub enum Problem {
         expected: u64,
         /// As found.
         found: u64,
+    },
+    /// It is not the file that was sealed.
+    #[error("its fs-verity digest is {} instead of {expected}", .found.as_deref().unwrap_or("missing"))]
+    Unsealed {
+        /// As recorded.
+        expected: String,
+        /// As found, if it is sealed at all.
+        found: Option<String>,
     },
     /// Its bytes changed.
     #[error("its digest is {found} instead of {expected}")]
@@ -214,11 +225,46 @@ impl Inner {
         let mut rows = BTreeMap::new();
         for name in names {
             let path = self.files.erofs(name);
+            // First: what is read below is then what the kernel checks from now on.
+            let verity = self.seal(&path).map_err(files::failed("seal", &path))?;
             let measured = digest_file(&path, Algorithm::Sha256);
             let (digest, bytes) = measured.map_err(files::failed("read", &path))?;
-            rows.insert(name.clone(), Measured { sha256: digest.hex().to_owned(), bytes });
+            rows.insert(name.clone(), Measured { sha256: digest.hex().to_owned(), bytes, verity });
         }
         self.keep_measured(rows)
+    }
+
+    /// Seals a layer's file, if that is wanted and can be done; its digest then.
+    fn seal(&self, path: &Path) -> io::Result<Option<String>> {
+        if !self.config.fs_verity {
+            return Ok(None);
+        }
+        let file = File::open(path)?;
+        if verity::seal(&file)? {
+            return verity::digest(&file);
+        }
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| {
+            tracing::warn!(
+                path = %path.display(),
+                "images.fs_verity has no effect: the file system or the kernel does not support it"
+            );
+        });
+        Ok(None)
+    }
+
+    /// Whether the files of layers that were sealed are still those. Reads no data.
+    pub(super) fn check_seals<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), StoreError> {
+        for name in names {
+            let row = locked(&self.measured).get(name).cloned();
+            let Some(expected) = row.and_then(|row| row.verity) else { continue };
+            let path = self.files.erofs(name);
+            let found = seal_of(&path).map_err(files::failed("inspect", &path))?;
+            if found.as_ref() != Some(&expected) {
+                return Err(StoreError::Unsealed { path, problem: Problem::Unsealed { expected, found } });
+            }
+        }
+        Ok(())
     }
 
     fn keep_measured(&self, rows: BTreeMap<String, Measured>) -> Result<(), StoreError> {
@@ -305,31 +351,45 @@ impl Inner {
         rows: &mut BTreeMap<String, Measured>,
         read: &mut u64,
     ) -> Result<Checked, Problem> {
+        let name = file.strip_prefix(files::EROFS).unwrap_or(file);
+        let measured = locked(&self.measured).get(name).cloned();
+        let path = self.files.root().join(file);
+        if let Some(expected) = measured.as_ref().and_then(|measured| measured.verity.clone()) {
+            // One that is missing is told below.
+            let found = seal_of(&path).unwrap_or(None);
+            if path.exists() && found.as_ref() != Some(&expected) {
+                return Err(Problem::Unsealed { expected, found });
+            }
+        }
         let algorithm = match expected {
             Expected::Document(digest) => digest.algorithm(),
             Expected::Layer(_) => Algorithm::Sha256,
         };
-        let (found, bytes) =
-            digest_file(&self.files.root().join(file), algorithm).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Problem::Missing,
-                _ => Problem::Unreadable(error.to_string()),
-            })?;
+        let (found, bytes) = digest_file(&path, algorithm).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Problem::Missing,
+            _ => Problem::Unreadable(error.to_string()),
+        })?;
         *read += bytes;
         let wanted = match expected {
             Expected::Document(digest) => digest.clone(),
             Expected::Layer(size) => {
-                let name = file.strip_prefix(files::EROFS).unwrap_or(file);
-                let measured = locked(&self.measured).get(name).cloned();
                 let length = measured.as_ref().map(|measured| measured.bytes).or(*size);
                 if let Some(expected) = length.filter(|length| *length != bytes) {
                     return Err(Problem::Length { expected, found: bytes });
                 }
+                let seal = || self.seal(&path).map_err(|error| Problem::Unreadable(error.to_string()));
                 let Some(measured) = measured else {
-                    let row = Measured { sha256: found.hex().to_owned(), bytes };
+                    let row = Measured { sha256: found.hex().to_owned(), bytes, verity: seal()? };
                     rows.insert(name.to_owned(), row);
                     return Ok(Checked::Unmeasured);
                 };
                 if measured.sha256 == found.hex() {
+                    // It may be older than the wish to seal.
+                    if measured.verity.is_none()
+                        && let Some(verity) = seal()?
+                    {
+                        rows.insert(name.to_owned(), Measured { verity: Some(verity), ..measured });
+                    }
                     return Ok(Checked::Good);
                 }
                 let expected = format!("sha256:{}", measured.sha256);
@@ -342,6 +402,10 @@ impl Inner {
             Err(Problem::Content { expected: wanted.to_string(), found: found.to_string() })
         }
     }
+}
+
+fn seal_of(path: &Path) -> io::Result<Option<String>> {
+    verity::digest(&File::open(path)?)
 }
 
 /// A file that has nothing wrong.

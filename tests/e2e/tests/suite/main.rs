@@ -24,6 +24,7 @@ mod resources;
 mod stats;
 mod streams;
 mod suite;
+mod verity;
 mod volumes;
 
 use std::future::Future;
@@ -89,6 +90,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     streams::many_short_commands_leave_nothing_in_the_daemon,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
+    verity::a_sealed_layer_cannot_change,
     resources::limits_change_while_a_container_runs,
     resources::who_takes_too_much_memory_is_killed_and_it_is_said,
     stats::a_containers_use_of_cpu_memory_and_disk_is_told,
