@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
+use a3s_box_image::digest::{Algorithm, Hasher};
 use a3s_box_image::{ImageStore, ImageStoreConfig};
 use flate2::bufread::MultiGzDecoder;
-use sha2::{Digest, Sha256};
 
 /// Records that nobody needs afterwards.
 #[derive(Default)]
@@ -105,11 +105,11 @@ fn floor(layout: &Path) -> Result<u64, Failure> {
 }
 
 fn hash(mut from: impl Read) -> io::Result<u64> {
-    let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 128 << 10], 0);
+    let (mut hasher, mut buffer, mut bytes) = (Hasher::new(Algorithm::Sha256), vec![0; 128 << 10], 0);
     loop {
         let n = from.read(&mut buffer)?;
         if n == 0 {
-            std::hint::black_box(hasher.finalize());
+            std::hint::black_box(hasher.finish());
             return Ok(bytes);
         }
         hasher.update(&buffer[..n]);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use sha2::Digest as _;
+use ring::digest::{Context, SHA256, SHA512};
 use thiserror::Error;
 
 /// How a digest is computed.
@@ -98,40 +98,33 @@ impl FromStr for Digest {
     }
 }
 
-/// A digest being computed.
+/// A digest being computed. By ring: where a processor has no instructions for SHA, it is almost twice as fast as portable
+/// code, and nothing takes longer in a pull.
 #[derive(Clone)]
-pub enum Hasher {
-    /// SHA-256.
-    Sha256(sha2::Sha256),
-    /// SHA-512.
-    Sha512(sha2::Sha512),
+pub struct Hasher {
+    algorithm: Algorithm,
+    context: Context,
 }
 
 impl Hasher {
     /// Starts one.
     pub fn new(algorithm: Algorithm) -> Self {
-        match algorithm {
-            Algorithm::Sha256 => Self::Sha256(sha2::Sha256::new()),
-            Algorithm::Sha512 => Self::Sha512(sha2::Sha512::new()),
-        }
+        let context = Context::new(match algorithm {
+            Algorithm::Sha256 => &SHA256,
+            Algorithm::Sha512 => &SHA512,
+        });
+        Self { algorithm, context }
     }
 
     /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(h) => h.update(bytes),
-            Self::Sha512(h) => h.update(bytes),
-        }
+        self.context.update(bytes);
     }
 
     /// The digest of all bytes so far.
     pub fn finish(self) -> Digest {
-        let (algorithm, bytes) = match self {
-            Self::Sha256(h) => (Algorithm::Sha256, h.finalize().to_vec()),
-            Self::Sha512(h) => (Algorithm::Sha512, h.finalize().to_vec()),
-        };
-        let hex = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        Digest { algorithm, hex }
+        let hex = self.context.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        Digest { algorithm: self.algorithm, hex }
     }
 }
 

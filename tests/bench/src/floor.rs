@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use a3s_box_e2e::image::Image;
+use a3s_box_image::digest::{Algorithm, Hasher};
 use anyhow::{Context, Result, bail};
 use flate2::bufread::GzDecoder;
-use sha2::{Digest, Sha256};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -66,7 +66,7 @@ fn read(host: &str, repository: &str, digest: &str, work: Work) -> Result<()> {
     match work {
         Work::Inflate => io::copy(&mut GzDecoder::new(body), &mut io::sink()).map(drop)?,
         Work::Hash => {
-            let (mut hash, mut buffer) = (Sha256::new(), vec![0; 256 * 1024]);
+            let (mut hash, mut buffer) = (Hasher::new(Algorithm::Sha256), vec![0; 256 * 1024]);
             loop {
                 let count = body.read(&mut buffer)?;
                 if count == 0 {
@@ -74,8 +74,8 @@ fn read(host: &str, repository: &str, digest: &str, work: Work) -> Result<()> {
                 }
                 hash.update(&buffer[..count]);
             }
-            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            if digest != format!("sha256:{found}") {
+            let found = hash.finish().to_string();
+            if digest != found {
                 bail!("the bytes have the digest {found}");
             }
         }
