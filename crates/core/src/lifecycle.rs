@@ -37,12 +37,17 @@ pub enum StopCause {
     Requested,
     /// The guest powered itself off.
     GuestPowerOff,
+    /// The guest's kernel panicked.
+    GuestPanic {
+        /// What was seen, with the console's last words.
+        detail: String,
+    },
     /// The VM was killed or failed.
     VmmDied {
         /// What was seen, with the console's last words.
         detail: String,
     },
-    /// The agent no longer answers although the VM runs; the VM was ended.
+    /// The agent ended, and its guest with it, or no longer answers although the VM runs; the VM was ended.
     AgentLost {
         /// What was seen.
         detail: String,
@@ -55,6 +60,7 @@ impl StopCause {
         match self {
             Self::Requested => "Stopped",
             Self::GuestPowerOff => "GuestPowerOff",
+            Self::GuestPanic { .. } => "GuestPanic",
             Self::VmmDied { .. } => "VMKilled",
             Self::AgentLost { .. } => "AgentLost",
         }

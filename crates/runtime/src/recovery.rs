@@ -17,10 +17,10 @@ use tokio::sync::oneshot;
 use a3s_box_core::BoxId;
 use a3s_box_core::lifecycle::{BoxPhase, StopCause};
 use a3s_box_protocol::proto::SessionState;
-use a3s_box_vmm::launch::CONSOLE_LOG;
+use a3s_box_vmm::{guest_fault, last_words};
 
 use crate::agent_client::Agent;
-use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, find_vm, release, remove_orphans};
+use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, faulted, find_vm, release, remove_orphans};
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
 use crate::records::{BoxRecord, SessionRecord};
@@ -108,13 +108,12 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
         tracing::error!(id = %record.id, %error, "the VM of a pod sandbox could not be taken up");
     }
     let Some(machine) = found.ok().flatten() else {
-        let detail = died_meanwhile(&record).await;
-        record.phase = BoxPhase::Stopped(StopCause::VmmDied { detail: detail.clone() });
+        let cause = died_meanwhile(&record).await;
+        record.phase = BoxPhase::Stopped(cause.clone());
         if let Err(error) = shared.records.put_box(&record).await {
             tracing::error!(id = %record.id, %error, "the end of a pod sandbox was not recorded");
         }
-        let obituary = Obituary::of(StopCause::VmmDied { detail });
-        enter(shared, record, BoxStart::Ended(obituary), sessions, None);
+        enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions, None);
         return;
     };
     let live = Arc::new(LiveBox {
@@ -184,12 +183,20 @@ async fn finish_stop(boxed: Arc<BoxEntry>) {
     }
 }
 
-async fn died_meanwhile(record: &BoxRecord) -> String {
-    const WHAT: &str = "the VM ended while no daemon was watching";
-    let console = tokio::fs::read(record.dir.join(CONSOLE_LOG)).await.unwrap_or_default();
-    let tail = &console[console.len().saturating_sub(MESSAGE_LIMIT)..];
-    match printable(&String::from_utf8_lossy(tail), MESSAGE_LIMIT).trim() {
-        "" => WHAT.to_owned(),
-        words => format!("{WHAT}; its last words: {words}"),
+/// Nobody can tell any more how its process ended, but its console may.
+async fn died_meanwhile(record: &BoxRecord) -> StopCause {
+    const WHEN: &str = "while no daemon was watching";
+    let dir = record.dir.clone();
+    let read =
+        tokio::task::spawn_blocking(move || (guest_fault(&dir), last_words(&dir, MESSAGE_LIMIT))).await;
+    let (fault, words) = read.unwrap_or_default();
+    let words = printable(&words, MESSAGE_LIMIT);
+    let with_words = |what: &str| match words.trim() {
+        "" => format!("{what}, {WHEN}"),
+        words => format!("{what}, {WHEN}; its last words: {words}"),
+    };
+    match fault {
+        Some(fault) => faulted(&fault, with_words),
+        None => StopCause::VmmDied { detail: with_words("the VM ended") },
     }
 }

@@ -29,3 +29,4 @@ pub use seam::{
     Attachment, BackendKind, BootTimes, BoxPlan, HostUsage, Machine, MachineExit, MachineFacts, PlanNetwork,
     PlanNic, Vmm,
 };
+pub use words::{GuestFault, guest_fault, last_words};

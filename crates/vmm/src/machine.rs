@@ -13,6 +13,7 @@ use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 use crate::ports::Ports;
 use crate::process::{Watched, describe};
 use crate::seam::{Attachment, BootTimes, BoxPlan, HostUsage, Machine, MachineExit, MachineFacts};
+use crate::words::GuestFault;
 use crate::{attach, usage, words};
 
 /// How much of its last words an error carries.
@@ -136,6 +137,10 @@ impl Machine for BoxMachine {
 
     fn times(&self) -> BootTimes {
         *self.times.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    async fn guest_fault(&self) -> Option<GuestFault> {
+        words::guest_fault(&self.dir)
     }
 
     async fn last_words(&self, bytes: usize) -> String {

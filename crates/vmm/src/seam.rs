@@ -16,6 +16,7 @@ use a3s_box_core::BoxId;
 use a3s_box_core::spec::UserNamespace;
 
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
+use crate::words::GuestFault;
 
 /// Which hypervisor runs a box.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -195,6 +196,11 @@ pub trait Machine: Send + Sync {
     /// When the stages of the start were reached. All zero for an adopted box.
     fn times(&self) -> BootTimes {
         BootTimes::default()
+    }
+
+    /// Why a guest that powered itself off did so, if it tells.
+    async fn guest_fault(&self) -> Option<GuestFault> {
+        None
     }
 
     /// The last lines of the guest's console and of the VMM's own log, for messages: at most `bytes`, with

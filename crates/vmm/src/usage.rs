@@ -71,28 +71,37 @@ fn has_ended(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::process::{Command, Stdio};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::process::{Pid, Signal, kill_process_group};
 
     use super::*;
 
+    struct Group(Child);
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+            let _ = self.0.wait();
+        }
+    }
+
     #[test]
     fn a_tree_is_summed_up_and_one_that_has_ended_is_nothing() {
-        let script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; sleep 60 & echo; wait";
-        let mut child = Command::new("/bin/sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
-        let pid = child.id() as i32;
+        // The child has memory that its parent has not.
+        let script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; \
+            (x=$(head -c 8000000 /dev/zero | tr '\\0' x); echo; sleep 60; :) & wait";
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut group = Group(command.spawn().unwrap());
+        group.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = group.0.id() as i32;
         assert_eq!(children(pid).unwrap().len(), 1);
         let (all, one) = (of_tree(pid).unwrap(), of_process(pid).unwrap().unwrap());
         assert!(one.cpu > Duration::ZERO && all.cpu >= one.cpu, "{all:?} {one:?}");
-        assert!(one.memory_bytes > 0 && all.memory_bytes > one.memory_bytes, "{all:?} {one:?}");
-        for pid in children(pid).unwrap() {
-            rustix::process::kill_process(
-                rustix::process::Pid::from_raw(pid).unwrap(),
-                rustix::process::Signal::KILL,
-            )
-            .unwrap();
-        }
-        child.wait().unwrap();
+        assert!(one.memory_bytes > 0 && all.memory_bytes > one.memory_bytes + 4_000_000, "{all:?} {one:?}");
+        drop(group);
         assert_eq!(of_tree(pid).unwrap(), HostUsage::default());
     }
 }

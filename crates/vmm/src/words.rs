@@ -6,8 +6,13 @@ use std::path::Path;
 
 use crate::launch::{CONSOLE_LOG, VMM_LOG};
 
+/// A panic is followed by the state of the processors.
+const FAULT_TAIL: usize = 64 * 1024;
+/// How much of its words are kept.
+const FAULT_LENGTH: usize = 300;
+
 /// The ends of the VMM's log and of the guest's console, at most `bytes` together.
-pub(crate) fn last_words(dir: &Path, bytes: usize) -> String {
+pub fn last_words(dir: &Path, bytes: usize) -> String {
     let log = tail(&dir.join(VMM_LOG), bytes / 2).unwrap_or_default();
     let console = tail(&dir.join(CONSOLE_LOG), bytes - log.len().min(bytes)).unwrap_or_default();
     match (log.is_empty(), console.is_empty()) {
@@ -18,14 +23,46 @@ pub(crate) fn last_words(dir: &Path, bytes: usize) -> String {
     }
 }
 
+/// Why a guest that has ended did so, as far as its console tells. The guest writes what it likes there: it can lie about
+/// its own end only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestFault {
+    /// The kernel panicked.
+    Panic(String),
+    /// The agent, without which the kernel panics, ended or gave up.
+    Agent(String),
+}
+
+/// Looks for a fault at the end of a box's console.
+pub fn guest_fault(dir: &Path) -> Option<GuestFault> {
+    let console = end(&dir.join(CONSOLE_LOG), FAULT_TAIL).ok()?;
+    String::from_utf8_lossy(&console).lines().rev().find_map(fault)
+}
+
+fn fault(line: &str) -> Option<GuestFault> {
+    let said = |mark: &str| Some(cut(readable(line.split_once(mark)?.1), FAULT_LENGTH));
+    if let Some(words) = said("a3s-box-agent: fatal: ") {
+        return Some(GuestFault::Agent(words));
+    }
+    let words = said("Kernel panic - not syncing: ")?;
+    let words = words.trim_end_matches(" ]---").to_owned();
+    // Process 1 is the agent.
+    let of_agent = words.starts_with("Attempted to kill init!");
+    Some(if of_agent { GuestFault::Agent(words) } else { GuestFault::Panic(words) })
+}
+
 fn tail(path: &Path, bytes: usize) -> io::Result<String> {
+    end(path, bytes).map(|end| readable(&String::from_utf8_lossy(&end)))
+}
+
+fn end(path: &Path, bytes: usize) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let length = file.seek(SeekFrom::End(0))?;
     let start = length.saturating_sub(bytes as u64);
     file.seek(SeekFrom::Start(start))?;
     let mut end = Vec::with_capacity(bytes);
     file.take(bytes as u64).read_to_end(&mut end)?;
-    Ok(readable(&String::from_utf8_lossy(&end)))
+    Ok(end)
 }
 
 /// Lines joined by `|`; terminal escape sequences and control characters removed.
@@ -79,6 +116,27 @@ mod tests {
         let words = last_words(dir.path(), 200);
         assert!(words.len() <= 200, "{}", words.len());
         assert!(words.contains("no such disk") && words.ends_with("Kernel panic"), "{words}");
+    }
+
+    #[test]
+    fn a_panic_is_told_from_the_agents_end_and_from_a_power_off() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(guest_fault(dir.path()), None);
+        let said = |text: &str| {
+            std::fs::write(dir.path().join(CONSOLE_LOG), text).unwrap();
+            guest_fault(dir.path())
+        };
+        assert_eq!(said("[ 1.0] reboot: Restarting system\r\n"), None);
+        let trace = "[ 3.1] Call Trace:\r\n".repeat(100);
+        let panic = format!("[ 3.0] Kernel panic - not syncing: sysrq triggered crash\u{1b}[0m\r\n{trace}");
+        assert_eq!(said(&panic), Some(GuestFault::Panic("sysrq triggered crash".to_owned())));
+        let init = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009";
+        let expected = GuestFault::Agent("Attempted to kill init! exitcode=0x00000009".to_owned());
+        assert_eq!(said(init), Some(expected));
+        let expected = GuestFault::Agent("mount /dev/vda: No such device".to_owned());
+        assert_eq!(said("a3s-box-agent: fatal: mount /dev/vda: No such device\nx\n"), Some(expected));
+        let long = said(&format!("Kernel panic - not syncing: {}", "é".repeat(5000))).unwrap();
+        assert!(matches!(long, GuestFault::Panic(words) if words.len() <= FAULT_LENGTH));
     }
 
     #[test]

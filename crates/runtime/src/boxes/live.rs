@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use a3s_box_core::lifecycle::StopCause;
 use a3s_box_core::network::PodNetwork;
-use a3s_box_vmm::{Machine, MachineExit};
+use a3s_box_vmm::{GuestFault, Machine, MachineExit};
 
 use crate::agent_client::Agent;
 use crate::sessions::BoxFacts;
@@ -47,7 +47,9 @@ impl Obituary {
         let message = match &cause {
             StopCause::Requested => "the pod sandbox was stopped".to_owned(),
             StopCause::GuestPowerOff => "the guest powered itself off".to_owned(),
-            StopCause::VmmDied { detail } | StopCause::AgentLost { detail } => detail.clone(),
+            StopCause::GuestPanic { detail }
+            | StopCause::VmmDied { detail }
+            | StopCause::AgentLost { detail } => detail.clone(),
         };
         Self { cause, message }
     }
@@ -60,9 +62,13 @@ impl Obituary {
             words => format!("{what}; its last words: {words}"),
         };
         match exit {
-            MachineExit::PowerOff => {
-                Self { cause: StopCause::GuestPowerOff, message: with_words("the guest powered itself off") }
-            }
+            MachineExit::PowerOff => match machine.guest_fault().await {
+                Some(fault) => Self::of(faulted(&fault, with_words)),
+                None => {
+                    let message = with_words("the guest powered itself off");
+                    Self { cause: StopCause::GuestPowerOff, message }
+                }
+            },
             MachineExit::Failed { code } => {
                 Self::died(with_words(&format!("the VM failed with exit code {code}")))
             }
@@ -75,6 +81,20 @@ impl Obituary {
 
     fn died(detail: String) -> Self {
         Self::of(StopCause::VmmDied { detail })
+    }
+}
+
+/// A guest that ended by itself and said why. `with_words` adds its last words.
+pub(crate) fn faulted(fault: &GuestFault, with_words: impl Fn(&str) -> String) -> StopCause {
+    match fault {
+        GuestFault::Panic(said) => {
+            let said = printable(said, MESSAGE_LIMIT);
+            StopCause::GuestPanic { detail: with_words(&format!("the guest's kernel panicked: {said}")) }
+        }
+        GuestFault::Agent(said) => {
+            let said = printable(said, MESSAGE_LIMIT);
+            StopCause::AgentLost { detail: with_words(&format!("the guest's agent failed: {said}")) }
+        }
     }
 }
 

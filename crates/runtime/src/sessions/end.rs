@@ -175,7 +175,10 @@ impl SessionDriver {
         self.exit = None;
         self.drain(GONE_DRAIN_LIMIT).await;
         let code = match obituary.cause {
-            StopCause::Requested | StopCause::GuestPowerOff | StopCause::VmmDied { .. } => KILLED,
+            StopCause::Requested
+            | StopCause::GuestPowerOff
+            | StopCause::GuestPanic { .. }
+            | StopCause::VmmDied { .. } => KILLED,
             StopCause::AgentLost { .. } => UNKNOWN,
         };
         match self.record.phase {

@@ -15,6 +15,7 @@ mod cli;
 mod cli_run;
 mod cli_streams;
 mod containers;
+mod deaths;
 mod events;
 mod images;
 mod logs;
@@ -88,6 +89,9 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     streams::a_command_that_nobody_reads_takes_bounded_memory,
     streams::a_client_that_vanishes_ends_its_commands_input,
     streams::many_short_commands_leave_nothing_in_the_daemon,
+    deaths::a_killed_vmm_takes_its_containers_along,
+    deaths::a_guests_panic_is_told_with_its_words,
+    deaths::a_guest_that_powers_itself_off_is_told,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
     verity::a_sealed_layer_cannot_change,
