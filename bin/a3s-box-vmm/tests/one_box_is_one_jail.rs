@@ -166,13 +166,13 @@ async fn a_box_is_found_again_and_outlives_its_handle() {
     }
     let fixture = Fixture::new(HANG, HANG, VSOCK);
     let facts = fixture.launch().await.facts();
-    let found = fixture.vmm().adopt(&fixture.plan(), &facts).await.unwrap().expect("it still runs");
+    let found = fixture.vmm().adopt(&fixture.path("box"), &facts).await.unwrap().expect("it still runs");
     assert_eq!(found.facts(), facts);
     found.attach(attachment(fixture.path("kernel"), "images/a", true)).await.unwrap();
     found.kill().await.unwrap();
     // Both handles of this test are in the process that is the parent: one of them gets the exit status.
     found.wait().await;
-    assert!(fixture.vmm().adopt(&fixture.plan(), &facts).await.unwrap().is_none());
+    assert!(fixture.vmm().adopt(&fixture.path("box"), &facts).await.unwrap().is_none());
     fixture.assert_nothing_runs();
 }
 

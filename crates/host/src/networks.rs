@@ -5,7 +5,9 @@ use async_trait::async_trait;
 use a3s_box_core::BoxId;
 use a3s_box_core::network::{InterfaceUsage, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
-use a3s_box_net::{NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownRequest};
+use a3s_box_net::{
+    NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownError, TeardownRequest,
+};
 use a3s_box_runtime::network::NetworkFault;
 use a3s_box_runtime::{NetworkReadiness, NetworkSetting, PodNetworks};
 
@@ -39,17 +41,24 @@ pub(crate) fn net_config(config: &Config) -> NetConfig {
 
 struct Cni(PodNetworking);
 
+/// All that a teardown could not undo.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+struct Failures(Vec<TeardownError>);
+
 #[async_trait]
 impl PodNetworks for Cni {
     async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault> {
         self.0.setup(SetupRequest::of(id.clone(), spec)).await.map_err(|error| NetworkFault(Box::new(error)))
     }
 
-    async fn teardown(&self, id: &BoxId, _spec: &BoxSpec) -> Result<(), NetworkFault> {
-        match self.0.teardown(TeardownRequest::of(id.clone())).await.into_iter().next() {
-            None => Ok(()),
-            Some(first) => Err(NetworkFault(Box::new(first))),
-        }
+    async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault> {
+        let errors = self.0.teardown(TeardownRequest::of(id.clone())).await;
+        if errors.is_empty() { Ok(()) } else { Err(NetworkFault(Box::new(Failures(errors)))) }
+    }
+
+    async fn held(&self) -> Result<Vec<BoxId>, NetworkFault> {
+        self.0.held().await.map_err(|error| NetworkFault(Box::new(error)))
     }
 
     async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault> {

@@ -23,7 +23,10 @@ pub trait PodNetworks: Send + Sync + 'static {
     async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault>;
 
     /// Takes it away again. "Already gone" is success.
-    async fn teardown(&self, id: &BoxId, spec: &BoxSpec) -> Result<(), NetworkFault>;
+    async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault>;
+
+    /// Boxes of which something is set up, or is left of their set-up.
+    async fn held(&self) -> Result<Vec<BoxId>, NetworkFault>;
 
     /// What the interfaces of a box have carried, in their order.
     async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault>;

@@ -7,15 +7,15 @@
 //! | stopping               | stopped for good            | stopped for good           |
 //! | stopped                | as it is                    | as it is                   |
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::sync::oneshot;
 
-use a3s_box_core::BoxId;
 use a3s_box_core::lifecycle::{BoxPhase, StopCause};
+use a3s_box_core::{BoxId, SessionId};
 use a3s_box_protocol::proto::SessionState;
 use a3s_box_vmm::{guest_fault, last_words};
 
@@ -43,9 +43,9 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RuntimeError> {
         .load()
         .await
         .map_err(|error| RuntimeError::storage(FailedStage::Lookup, "the state store", error))?;
-    let known: Vec<BoxId> = loaded.boxes.iter().map(|record| record.id.clone()).collect();
-    let parents = [shared.config.run_dir.join("boxes"), shared.config.state_dir.join("boxes")];
-    remove_orphans(parents, known).await;
+    let known = loaded.boxes.iter().map(|record| record.id.clone()).collect();
+    remove_orphans(shared, &known).await;
+    remove_positions(shared, loaded.sessions.iter().map(|record| record.id.clone()).collect()).await;
     let mut sessions: HashMap<BoxId, Vec<SessionRecord>> = HashMap::new();
     for session in loaded.sessions {
         sessions.entry(session.box_id.clone()).or_default().push(session);
@@ -61,6 +61,23 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RuntimeError> {
         forget_session(shared, &orphan).await;
     }
     Ok(())
+}
+
+/// Removes where the logs of containers had come to that no record knows.
+async fn remove_positions(shared: &Shared, known: HashSet<SessionId>) {
+    let dir = shared.log_records();
+    let swept = tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<SessionId>().ok());
+            if id.is_some_and(|id| !known.contains(&id)) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    if let Ok(Err(error)) = swept.await {
+        tracing::warn!(%error, "where the logs of unknown containers had come to was not removed");
+    }
 }
 
 async fn recover_box(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {

@@ -34,7 +34,12 @@ pub(crate) struct Shared {
 impl Shared {
     /// Where the position of a session's log is recorded.
     pub(crate) fn log_record(&self, id: &SessionId) -> std::path::PathBuf {
-        self.config.run_dir.join("log-positions").join(id.as_str())
+        self.log_records().join(id.as_str())
+    }
+
+    /// The directory of those records.
+    pub(crate) fn log_records(&self) -> std::path::PathBuf {
+        self.config.run_dir.join("log-positions")
     }
 
     /// Where a session's output goes.

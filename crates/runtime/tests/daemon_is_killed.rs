@@ -117,3 +117,22 @@ fn directories_that_no_record_knows_are_removed() {
         assert_eq!(left, ["not-an-id"]);
     }
 }
+
+/// A state store that was lost, or put back from a backup: what its boxes held is not held for ever.
+#[test]
+fn what_no_record_knows_is_removed() {
+    let world = World::new();
+    let daemon = world.daemon();
+    daemon.run(async {
+        let id = daemon.manager.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        launch(&daemon.manager, &id, container("c", &["sleep"]), image(world.dir.path())).await.unwrap();
+    });
+    daemon.kill();
+    assert_eq!(world.vmm.running().len(), 1);
+    world.forget_records();
+    let next = world.daemon();
+    next.run(async {
+        assert!(next.manager.list_boxes().is_empty());
+    });
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}

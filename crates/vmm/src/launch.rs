@@ -146,6 +146,17 @@ pub fn read_facts(dir: &Path) -> io::Result<Option<MachineFacts>> {
     }
 }
 
+/// Reads the plan that a box in this directory was started by. `Ok(None)`: none was written.
+pub fn read_plan(dir: &Path) -> io::Result<Option<BoxPlan>> {
+    match std::fs::read(dir.join(PLAN_FILE)) {
+        Ok(bytes) => {
+            serde_json::from_slice::<LaunchSpec>(&bytes).map(|spec| Some(spec.plan)).map_err(io::Error::other)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Field 22 of /proc/PID/stat, for a process that has not ended. `Ok(None)`: there is none, or only its exit
 /// status is left.
 pub fn start_ticks(pid: i32) -> io::Result<Option<u64>> {

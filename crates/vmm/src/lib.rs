@@ -21,7 +21,7 @@ mod usage;
 pub mod users;
 mod words;
 
-pub use launch::{Accel, read_facts};
+pub use launch::{Accel, read_facts, read_plan};
 pub use libkrun::LibkrunVmm;
 pub use probe::{ProbeConfig, ProbeError, Requested, Verdict, probe};
 pub use qemu::{QemuParts, QemuVmm};

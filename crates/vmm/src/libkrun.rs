@@ -1,6 +1,6 @@
 //! libkrun on KVM: the VM runs in the `a3s-box-vmm` process itself, one host process per box.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,11 +55,7 @@ impl Vmm for LibkrunVmm {
         Ok(Box::new(starter::launch(&self.vmm, spec, self.limit).await?))
     }
 
-    async fn adopt(
-        &self,
-        plan: &BoxPlan,
-        facts: &MachineFacts,
-    ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
-        BoxMachine::adopt(&self.vmm, plan, facts)
+    async fn adopt(&self, dir: &Path, facts: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError> {
+        BoxMachine::adopt(&self.vmm, dir, facts)
     }
 }

@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 use crate::ports::Ports;
 use crate::process::{Watched, describe};
-use crate::seam::{Attachment, BootTimes, BoxPlan, HostUsage, Machine, MachineExit, MachineFacts};
+use crate::seam::{Attachment, BootTimes, HostUsage, Machine, MachineExit, MachineFacts};
 use crate::words::GuestFault;
 use crate::{attach, usage, words};
 
@@ -36,24 +36,24 @@ pub(crate) struct BoxMachine {
 impl BoxMachine {
     pub(crate) fn adopt(
         program: &Path,
-        plan: &BoxPlan,
+        dir: &Path,
         facts: &MachineFacts,
     ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
         let found = Watched::find(facts).map_err(|source| LaunchError::Io {
             step: "look for the process of",
-            path: plan.dir.clone(),
+            path: dir.to_owned(),
             source,
         })?;
         let Some(process) = found else { return Ok(None) };
-        let ports = Ports::open(&plan.dir, facts.backend).map_err(|source| LaunchError::Io {
+        let ports = Ports::open(dir, facts.backend).map_err(|source| LaunchError::Io {
             step: "open the sockets of",
-            path: plan.dir.clone(),
+            path: dir.to_owned(),
             source,
         })?;
         Ok(Some(Box::new(Self {
             facts: facts.clone(),
             program: program.to_owned(),
-            dir: plan.dir.clone(),
+            dir: dir.to_owned(),
             process,
             ports,
             ready: Mutex::new(None),

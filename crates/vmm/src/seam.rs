@@ -5,7 +5,7 @@
 //! this crate knows which hypervisor it is.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -156,12 +156,8 @@ pub trait Vmm: Send + Sync + 'static {
     /// may still be booting. A failure leaves no process behind.
     async fn launch(&self, plan: &BoxPlan) -> Result<Box<dyn Machine>, LaunchError>;
 
-    /// Finds a box that an earlier daemon started. `Ok(None)`: it is gone.
-    async fn adopt(
-        &self,
-        plan: &BoxPlan,
-        facts: &MachineFacts,
-    ) -> Result<Option<Box<dyn Machine>>, LaunchError>;
+    /// Finds a box that an earlier daemon started, by its plan's directory. `Ok(None)`: it is gone.
+    async fn adopt(&self, dir: &Path, facts: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError>;
 }
 
 /// A VM that was started. Dropping the value does not end it: boxes outlive the daemon.

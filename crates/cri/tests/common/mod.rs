@@ -39,7 +39,7 @@ impl Vmm for NoVmm {
         })
     }
 
-    async fn adopt(&self, _: &BoxPlan, _: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError> {
+    async fn adopt(&self, _: &Path, _: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError> {
         Ok(None)
     }
 }

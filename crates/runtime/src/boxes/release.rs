@@ -1,5 +1,6 @@
 //! Giving back what a box holds on the host.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use a3s_box_core::BoxId;
-use a3s_box_vmm::{Machine, read_facts};
+use a3s_box_vmm::{Machine, read_facts, read_plan};
 
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::network::NetworkSetting;
@@ -71,16 +72,20 @@ async fn end_vm(
         Some(machine) => Some(machine.clone()),
         None => find_vm(shared, record).await?,
     };
-    let Some(machine) = machine else { return Ok(()) };
-    machine.kill().await.map_err(|error| failed(&record.id, error))?;
+    match machine {
+        Some(machine) => kill_vm(&record.id, machine.as_ref()).await,
+        None => Ok(()),
+    }
+}
+
+async fn kill_vm(id: &BoxId, machine: &dyn Machine) -> Result<(), RuntimeError> {
+    machine.kill().await.map_err(|error| failed(id, error))?;
     match timeout(KILL_LIMIT, machine.wait()).await {
         Ok(_) => Ok(()),
-        Err(_) => Err(RuntimeError::timeout(
-            FailedStage::Stop,
-            object(&record.id),
-            KILL_LIMIT,
-            "the end of the killed VM",
-        )),
+        Err(_) => {
+            let what = "the end of the killed VM";
+            Err(RuntimeError::timeout(FailedStage::Stop, object(id), KILL_LIMIT, what))
+        }
     }
 }
 
@@ -96,7 +101,7 @@ pub(crate) async fn find_vm(
         None => read_facts(&plan.dir).map_err(|error| failed(&record.id, error))?,
     };
     let Some(facts) = facts else { return Ok(None) };
-    let adopted = shared.vmm.adopt(plan, &facts).await.map_err(|error| failed(&record.id, error))?;
+    let adopted = shared.vmm.adopt(&plan.dir, &facts).await.map_err(|error| failed(&record.id, error))?;
     Ok(adopted.map(Arc::from))
 }
 
@@ -104,7 +109,7 @@ async fn disconnect(shared: &Shared, record: &BoxRecord) -> Result<(), RuntimeEr
     match &shared.config.network {
         NetworkSetting::None => Ok(()),
         NetworkSetting::Pods(pods) => {
-            pods.teardown(&record.id, &record.spec).await.map_err(|error| failed(&record.id, error))
+            pods.teardown(&record.id).await.map_err(|error| failed(&record.id, error))
         }
     }
 }
@@ -146,19 +151,62 @@ fn failed(id: &BoxId, error: impl std::error::Error + Send + Sync + 'static) -> 
     RuntimeError::caused(ErrorKind::Internal, FailedStage::Remove, object(id), error)
 }
 
-/// Removes directories of boxes that no record knows: what a lost or foreign state store left.
-pub(crate) async fn remove_orphans(parents: [PathBuf; 2], known: Vec<BoxId>) {
-    let swept = spawn_blocking(move || {
-        for entry in parents.iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten() {
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<BoxId>().ok());
-            if id.is_some_and(|id| !known.contains(&id)) {
-                let path = entry.path();
-                let removed = std::fs::remove_dir_all(&path);
-                tracing::warn!(path = %path.display(), ?removed, "removed the directory of a box that no record knows");
+/// Removes what boxes hold that no record knows: what a lost or foreign state store left. What cannot be removed is
+/// tried again by the next start.
+pub(crate) async fn remove_orphans(shared: &Shared, known: &HashSet<BoxId>) {
+    let parents = [shared.config.run_dir.join("boxes"), shared.config.state_dir.join("boxes")];
+    let mut orphans: HashSet<BoxId> = HashSet::new();
+    match spawn_blocking({
+        let parents = parents.clone();
+        move || parents.iter().flat_map(|parent| ids_in(parent)).collect::<Vec<_>>()
+    })
+    .await
+    {
+        Ok(found) => orphans.extend(found),
+        Err(error) => tracing::warn!(%error, "directories without a record were not looked for"),
+    }
+    if let NetworkSetting::Pods(pods) = &shared.config.network {
+        match pods.held().await {
+            Ok(held) => orphans.extend(held),
+            Err(error) => tracing::warn!(%error, "networks without a record were not looked for"),
+        }
+    }
+    for id in orphans.difference(known) {
+        match remove_orphan(shared, id, &parents).await {
+            Ok(()) => tracing::warn!(pod_sandbox = %id, "a pod sandbox that no record knows was removed"),
+            Err(error) => {
+                tracing::error!(pod_sandbox = %id, %error, "a pod sandbox that no record knows was not removed");
             }
         }
-    });
-    if let Err(error) = swept.await {
-        tracing::warn!(%error, "directories without a record were not looked for");
     }
+}
+
+/// In the order in which a box is taken down: nothing is pulled away from under a running VM.
+async fn remove_orphan(shared: &Shared, id: &BoxId, parents: &[PathBuf; 2]) -> Result<(), RuntimeError> {
+    let directories = parents.each_ref().map(|parent| parent.join(id.as_str()));
+    let facts = read_facts(&directories[0]).map_err(|error| failed(id, error))?;
+    if let Some(facts) = facts {
+        let adopted = shared.vmm.adopt(&directories[0], &facts).await;
+        if let Some(machine) = adopted.map_err(|error| failed(id, error))? {
+            kill_vm(id, machine.as_ref()).await?;
+        }
+    }
+    if let NetworkSetting::Pods(pods) = &shared.config.network {
+        pods.teardown(id).await.map_err(|error| failed(id, error))?;
+    }
+    // A plan that cannot be read belongs to a box that never started.
+    let plan = read_plan(&directories[0]).ok().flatten();
+    for cgroup in plan.into_iter().flat_map(|plan| plan.cgroups) {
+        remove_cgroup(id, &cgroup).await?;
+    }
+    for directory in &directories {
+        remove_dir(id, directory).await?;
+    }
+    Ok(())
+}
+
+/// The boxes that have a directory in `parent`.
+fn ids_in(parent: &Path) -> Vec<BoxId> {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

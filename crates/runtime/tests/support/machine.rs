@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -99,7 +100,7 @@ impl Vmm for FakeVmm {
 
     async fn adopt(
         &self,
-        _plan: &BoxPlan,
+        _dir: &Path,
         facts: &MachineFacts,
     ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
         let found = self.machines.lock().unwrap().get(&facts.pid).cloned();

@@ -105,7 +105,11 @@ impl PodNetworks for FakeNetworks {
         Ok(PodNetwork { netns: "/var/run/netns/fake".into(), interfaces: vec![interface] })
     }
 
-    async fn teardown(&self, id: &BoxId, _spec: &BoxSpec) -> Result<(), NetworkFault> {
+    async fn held(&self) -> Result<Vec<BoxId>, NetworkFault> {
+        Ok(self.held.lock().unwrap().iter().cloned().collect())
+    }
+
+    async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault> {
         self.faults.hit("network teardown").map_err(|error| NetworkFault(Box::new(error)))?;
         self.held.lock().unwrap().remove(id);
         Ok(())
@@ -188,6 +192,14 @@ impl World {
                 return found;
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Empties the state store.
+    pub fn forget_records(&self) {
+        for table in ["boxes", "sessions"].map(Table) {
+            let records = self.store.scan(table).unwrap().into_iter();
+            self.store.commit(records.map(|(key, _)| Change::Delete { table, key }).collect()).unwrap();
         }
     }
 

@@ -9,7 +9,7 @@
 
 pub mod args;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -87,12 +87,8 @@ impl Vmm for QemuVmm {
         Ok(Box::new(starter::launch(&self.parts.vmm, spec, self.limit).await?))
     }
 
-    async fn adopt(
-        &self,
-        plan: &BoxPlan,
-        facts: &MachineFacts,
-    ) -> Result<Option<Box<dyn Machine>>, LaunchError> {
-        BoxMachine::adopt(&self.parts.vmm, plan, facts)
+    async fn adopt(&self, dir: &Path, facts: &MachineFacts) -> Result<Option<Box<dyn Machine>>, LaunchError> {
+        BoxMachine::adopt(&self.parts.vmm, dir, facts)
     }
 }
 
