@@ -7,4 +7,4 @@ mod tap;
 mod writer;
 
 pub(crate) use tap::tap;
-pub(crate) use writer::{LogHandle, LogPlan, Sink, start};
+pub(crate) use writer::{LogHandle, LogPlan, Sink, resume, start};

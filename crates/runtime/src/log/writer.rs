@@ -28,7 +28,7 @@ use super::format::time_format::Stamp;
 use super::format::{Source, format_end, format_lines};
 use super::tap::Tap;
 use crate::clock::now_ns;
-use crate::streams::{self, Output, StreamError, StreamName};
+use crate::streams::{Output, StreamError, StreamName};
 
 /// The most that is read at once: large enough that the cost of a hand-over to the disk's thread disappears.
 const BATCH: usize = 256 * 1024;
@@ -42,9 +42,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// open until all is acknowledged.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// How often a stream that broke is opened again before it counts as ended.
-const STREAM_RETRIES: u32 = 5;
-
 /// A log that could not be opened.
 #[derive(Debug, Error)]
 pub(crate) enum LogError {
@@ -56,6 +53,8 @@ pub(crate) enum LogError {
     },
     #[error("could not take over the output: {0}")]
     Stream(#[from] StreamError),
+    #[error("the log of a container that runs on from before could not be taken up yet")]
+    NotTakenUp,
     #[error("the log's writer has ended")]
     Ended,
 }
@@ -121,29 +120,124 @@ pub(crate) async fn start(
     tasks: &TaskTracker,
     closing: &CancellationToken,
 ) -> Result<LogHandle, LogError> {
-    let file = match &plan.sink {
-        Sink::File { path, record } => Some(open_file(path.clone(), record.clone()).await?),
-        Sink::Discard => None,
-    };
-    let offset = |source| file.as_ref().map_or(0, |file: &LogFile| file.offset(source));
-    let (stdout, stderr) =
-        tokio::try_join!(Channel::open(&plan, Source::Stdout, offset(Source::Stdout)), async {
-            match plan.terminal {
-                true => Ok(None),
-                false => Channel::open(&plan, Source::Stderr, offset(Source::Stderr)).await.map(Some),
-            }
-        },)?;
+    let ends = Ends::open(&plan).await?;
+    Ok(spawn(plan, tasks, closing, Some(ends)))
+}
+
+/// Takes up the log of an earlier daemon. What cannot be opened is tried again until the daemon or the VM ends;
+/// meanwhile the guest keeps the output.
+pub(crate) fn resume(plan: LogPlan, tasks: &TaskTracker, closing: &CancellationToken) -> LogHandle {
+    spawn(plan, tasks, closing, None)
+}
+
+fn spawn(plan: LogPlan, tasks: &TaskTracker, closing: &CancellationToken, ends: Option<Ends>) -> LogHandle {
     let (sender, requests) = mpsc::channel(4);
     let (done, ended) = (CancellationToken::new(), CancellationToken::new());
-    let (closing, stdout) = (closing.clone(), Some(stdout));
-    let taps = Vec::new();
-    let writer = Writer { plan, file, stdout, stderr, requests, taps, closing, ended: ended.clone() };
-    let guard = done.clone().drop_guard();
+    let mut queue = Queue { requests, closing: closing.clone() };
+    let (guard, process_ended) = (done.clone().drop_guard(), ended.clone());
     tasks.spawn(async move {
-        writer.run().await;
+        let ends = match ends {
+            Some(ends) => Some((ends, Vec::new())),
+            None => insist(&plan, &mut queue).await,
+        };
+        if let Some((Ends { file, stdout, stderr }, waiting)) = ends {
+            let taps = Vec::new();
+            let mut writer = Writer { plan, file, stdout, stderr, queue, taps, ended: process_ended };
+            for request in waiting {
+                writer.serve(request).await;
+            }
+            writer.run().await;
+        }
         drop(guard);
     });
-    Ok(LogHandle { requests: sender, ended, done })
+    LogHandle { requests: sender, ended, done }
+}
+
+/// Opens the log and the streams in the end; `None`: there is nothing to take up any more. What was asked meanwhile
+/// is handed on; a log that still cannot be opened is the answer to who wanted it opened anew.
+async fn insist(plan: &LogPlan, queue: &mut Queue) -> Option<(Ends, Vec<Request>)> {
+    let mut waiting = Vec::new();
+    for failures in 1.. {
+        let error = match Ends::open(plan).await {
+            Ok(ends) => return Some((ends, waiting)),
+            // A container that has ended and was drained has no streams left.
+            Err(LogError::Stream(StreamError::Refused(_))) => return None,
+            Err(error) => error,
+        };
+        tracing::warn!(session = %plan.session_id, %error, "the log was not taken up yet; it will be tried again");
+        waiting = refuse_reopening(waiting);
+        match queue.pause(plan, failures).await {
+            Pause::Over => {}
+            Pause::Asked(request) => waiting.push(request),
+            Pause::End => return None,
+        }
+    }
+    None
+}
+
+fn refuse_reopening(waiting: Vec<Request>) -> Vec<Request> {
+    let mut others = Vec::new();
+    for request in waiting {
+        match request {
+            Request::Reopen(reply) => drop(reply.send(Err(LogError::NotTakenUp))),
+            Request::Tap(_) => others.push(request),
+        }
+    }
+    others
+}
+
+/// What ended a pause.
+enum Pause {
+    Over,
+    Asked(Request),
+    /// The daemon or the VM has ended.
+    End,
+}
+
+/// What is asked, and the daemon's end.
+struct Queue {
+    requests: mpsc::Receiver<Request>,
+    closing: CancellationToken,
+}
+
+impl Queue {
+    /// Between attempts, longer after each failure.
+    async fn pause(&mut self, plan: &LogPlan, failures: u32) -> Pause {
+        let pause = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => Pause::End,
+            _ = plan.machine.wait() => Pause::End,
+            Some(request) = self.requests.recv() => Pause::Asked(request),
+            () = tokio::time::sleep(pause) => Pause::Over,
+        }
+    }
+}
+
+/// The log and the streams.
+struct Ends {
+    file: Option<LogFile>,
+    stdout: Option<Channel>,
+    stderr: Option<Channel>,
+}
+
+impl Ends {
+    async fn open(plan: &LogPlan) -> Result<Self, LogError> {
+        let file = match &plan.sink {
+            Sink::File { path, record } => Some(open_file(path.clone(), record.clone()).await?),
+            Sink::Discard => None,
+        };
+        let offset = |source| file.as_ref().map_or(0, |file: &LogFile| file.offset(source));
+        let stdout = Channel::open(plan, Source::Stdout, offset(Source::Stdout));
+        let stderr = async {
+            match plan.terminal {
+                true => Ok(None),
+                false => Channel::open(plan, Source::Stderr, offset(Source::Stderr)).await.map(Some),
+            }
+        };
+        let (stdout, stderr) = tokio::try_join!(stdout, stderr)?;
+        Ok(Self { file, stdout: Some(stdout), stderr })
+    }
 }
 
 async fn open_file(path: PathBuf, record: PathBuf) -> Result<LogFile, LogError> {
@@ -194,9 +288,8 @@ struct Writer {
     file: Option<LogFile>,
     stdout: Option<Channel>,
     stderr: Option<Channel>,
-    requests: mpsc::Receiver<Request>,
+    queue: Queue,
     taps: Vec<Tap>,
-    closing: CancellationToken,
     ended: CancellationToken,
 }
 
@@ -211,7 +304,7 @@ async fn idle(ended: CancellationToken, holds_part: bool) {
 
 impl Writer {
     async fn run(mut self) {
-        let (closing, ended) = (self.closing.clone(), self.ended.clone());
+        let (closing, ended) = (self.queue.closing.clone(), self.ended.clone());
         while self.stdout.is_some() || self.stderr.is_some() {
             let parts =
                 [&self.stdout, &self.stderr].into_iter().flatten().any(|channel| !channel.held.is_empty());
@@ -220,7 +313,7 @@ impl Writer {
             let (source, result) = tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
-                Some(request) = self.requests.recv() => {
+                Some(request) = self.queue.requests.recv() => {
                     self.serve(request).await;
                     continue;
                 }
@@ -335,10 +428,10 @@ impl Writer {
             lines = back;
             let Err(error) = result else { return true };
             tracing::error!(session = %self.plan.session_id, %error, retry_in = ?pause, "the log cannot be written; the container waits");
-            let closing = self.closing.clone();
+            let closing = self.queue.closing.clone();
             tokio::select! {
                 () = closing.cancelled() => return false,
-                Some(request) = self.requests.recv() => self.serve(request).await,
+                Some(request) = self.queue.requests.recv() => self.serve(request).await,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
             }
         }
@@ -358,22 +451,29 @@ impl Writer {
         result.map_err(|source| LogError::Open { path: path.clone(), source })
     }
 
-    /// A connection broke: what was not acknowledged comes again on a new one.
+    /// A connection broke: what was not acknowledged comes again on a new one, as soon as there can be one. `None`: the
+    /// stream, the VM or the daemon has ended.
     async fn reconnect(&mut self, mut channel: Channel, error: &io::Error) -> Option<Channel> {
-        while channel.failures < STREAM_RETRIES {
+        tracing::debug!(session = %self.plan.session_id, %error, "the connection of an output broke");
+        loop {
             channel.failures += 1;
-            tokio::time::sleep(FIRST_PAUSE * channel.failures).await;
+            match self.queue.pause(&self.plan, channel.failures).await {
+                Pause::Over => {}
+                Pause::Asked(request) => self.serve(request).await,
+                Pause::End => {
+                    self.flush_part(&mut channel).await;
+                    return None;
+                }
+            }
             match Channel::open(&self.plan, channel.source, channel.offset).await {
                 Ok(opened) => {
                     return Some(Channel { failures: channel.failures, shown: channel.shown, ..opened });
                 }
-                Err(streams::StreamError::Refused(_)) => return None,
-                Err(again) => {
-                    tracing::debug!(session = %self.plan.session_id, %again, "the output is not reachable")
+                Err(StreamError::Refused(_)) => return None,
+                Err(error) => {
+                    tracing::warn!(session = %self.plan.session_id, %error, "the output is not reachable; it will be tried again");
                 }
             }
         }
-        tracing::warn!(session = %self.plan.session_id, %error, "the output was lost with its connection");
-        None
     }
 }

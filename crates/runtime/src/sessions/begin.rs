@@ -15,6 +15,7 @@ use crate::boxes::{BoxCommand, BoxLife, LiveBox};
 use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::events::Happened;
+use crate::log;
 use crate::registry::Reply;
 
 impl SessionDriver {
@@ -104,22 +105,18 @@ impl SessionDriver {
             }
             (SessionPhase::Created, Some(session_state::Phase::Running | session_state::Phase::Exited)) => {
                 self.record.phase = SessionPhase::Running { started_at_ns: now_ns() };
-                self.resume_running(&live).await;
+                self.resume_running(&live);
                 Exists::Yes
             }
             (SessionPhase::Running { .. }, _) => {
-                self.resume_running(&live).await;
+                self.resume_running(&live);
                 Exists::Yes
             }
         }
     }
 
-    pub(super) async fn resume_running(&mut self, live: &Arc<LiveBox>) {
-        match self.open_log(live).await {
-            Ok(log) => self.log = Some(log),
-            // A container that has ended and was drained has no streams left.
-            Err(error) => tracing::warn!(id = %self.record.id, %error, "the log was not taken up again"),
-        }
+    pub(super) fn resume_running(&mut self, live: &Arc<LiveBox>) {
+        self.log = Some(log::resume(self.log_plan(live), &self.shared.tasks, &self.shared.closing));
         self.resumed_at = Some(Instant::now());
         self.watch_exit(live);
         self.publish();

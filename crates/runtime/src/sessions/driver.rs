@@ -401,16 +401,19 @@ impl SessionDriver {
         }
     }
 
-    pub(super) async fn open_log(&self, live: &LiveBox) -> Result<LogHandle, RuntimeError> {
-        let plan = LogPlan {
+    async fn open_log(&self, live: &LiveBox) -> Result<LogHandle, RuntimeError> {
+        log::start(self.log_plan(live), &self.shared.tasks, &self.shared.closing)
+            .await
+            .map_err(|error| self.caused(ErrorKind::Internal, FailedStage::Log, error))
+    }
+
+    pub(super) fn log_plan(&self, live: &LiveBox) -> LogPlan {
+        LogPlan {
             machine: live.machine.clone(),
             session_id: self.record.id.to_string(),
             terminal: self.record.spec.process.terminal,
             sink: self.shared.sink(&self.record),
-        };
-        log::start(plan, &self.shared.tasks, &self.shared.closing)
-            .await
-            .map_err(|error| self.caused(ErrorKind::Internal, FailedStage::Log, error))
+        }
     }
 
     pub(super) fn watch_exit(&mut self, live: &Arc<LiveBox>) {
