@@ -2,20 +2,30 @@
 
 use std::io::IsTerminal;
 
+use a3s_box_cri::client::Client;
 use a3s_box_host::Config;
-use a3s_box_host::doctor::{self, Report, Verdict};
+use a3s_box_host::doctor::{self, Check, Report, Verdict};
 
 use crate::tell;
 
 /// The exit code says whether pods can run: 0 or 1.
 pub(crate) async fn doctor(config: Config, json: bool) -> anyhow::Result<u8> {
-    let report = doctor::examine(&config).await;
+    let mut report = doctor::examine(&config).await;
+    report.checks.extend(complaints(&config).await);
     if json {
         tell::out(format_args!("{}\n", serde_json::to_string_pretty(&report)?));
     } else {
         tell::out(render(&report, std::io::stdout().is_terminal()));
     }
     Ok(if report.pods_can_run { 0 } else { 1 })
+}
+
+/// What a running daemon complains of. Whether one runs is another check.
+async fn complaints(config: &Config) -> Vec<Check> {
+    let asked = async { Client::connect(&config.socket(), None).await?.complaints().await };
+    let remedy = "see the daemon's log, and docs/troubleshooting.md";
+    let complaints = asked.await.unwrap_or_default().into_iter();
+    complaints.map(|(name, found)| Check::lacking(&name, Verdict::Warn, found, remedy)).collect()
 }
 
 fn render(report: &Report, colours: bool) -> String {
@@ -57,7 +67,6 @@ fn mark(verdict: Verdict, colours: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use a3s_box_host::doctor::Check;
 
     use super::*;
 

@@ -3,6 +3,7 @@
 //! Who needs the messages themselves (kubelet's part in the end-to-end suite) uses the generated clients in
 //! [`crate::proto`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::proto::runtime_service_client::RuntimeServiceClient;
 use crate::proto::{
     AttachRequest, ContainerState, ContainerStatusRequest, ExecRequest, ListContainersRequest,
-    ListPodSandboxRequest, PodSandboxState, PortForwardRequest,
+    ListPodSandboxRequest, PodSandboxState, PortForwardRequest, StatusRequest, StatusResponse,
 };
 
 /// None of these calls waits for a guest.
@@ -109,6 +110,15 @@ pub struct Details {
     pub log: Option<PathBuf>,
 }
 
+/// Records are in quarantine until somebody looks at them.
+fn quarantined(info: &HashMap<String, String>) -> Option<(String, String)> {
+    let records: Vec<serde_json::Value> = serde_json::from_str(info.get("quarantined")?).ok()?;
+    let first = records.first()?;
+    let message =
+        format!("{} records could not be read, first {}: {}", records.len(), first["record"], first["error"]);
+    Some(("records in quarantine".to_owned(), message))
+}
+
 /// A connection to the daemon.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -123,6 +133,17 @@ impl Client {
         let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).map_err(failed)?;
         let channel = endpoint.connect_timeout(LIMIT).timeout(LIMIT).connect().await.map_err(failed)?;
         Ok(Self { runtime: RuntimeServiceClient::new(channel), certificate })
+    }
+
+    /// What the daemon says of itself, and is not as it should be: the condition's name and the reason.
+    pub async fn complaints(&mut self) -> Result<Vec<(String, String)>, ClientError> {
+        let answer = self.runtime.status(StatusRequest { verbose: true }).await.map_err(refused("Status"))?;
+        let StatusResponse { status, info, .. } = answer.into_inner();
+        let conditions = status.unwrap_or_default().conditions;
+        let unmet = conditions.into_iter().filter(|condition| !condition.status);
+        let mut complaints: Vec<_> = unmet.map(|condition| (condition.r#type, condition.message)).collect();
+        complaints.extend(quarantined(&info));
+        Ok(complaints)
     }
 
     /// All pod sandboxes, the newest first.

@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 
+use a3s_box_runtime::Leftover;
+use serde_json::json;
+
 use crate::error::CriError;
 use crate::proto::{
     self, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
@@ -14,6 +17,8 @@ use crate::settings::{CgroupDriver, Condition};
 const KUBELET_API_VERSION: &str = "0.1.0";
 const RUNTIME_NAME: &str = "a3s-box";
 const RUNTIME_API_VERSION: &str = "v1";
+/// Whether everything of the pods that are gone was given back.
+const NO_LEFTOVERS: &str = "A3sBoxHasNoLeftovers";
 
 impl CriService {
     pub(crate) fn version(&self) -> VersionResponse {
@@ -31,9 +36,9 @@ impl CriService {
         let conditions = vec![
             condition("RuntimeReady", &self.settings.runtime_condition),
             condition("NetworkReady", &network),
+            condition(NO_LEFTOVERS, &no_leftovers(&self.boxes.leftovers())),
         ];
-        let info =
-            if request.verbose { self.settings.info.clone().into_iter().collect() } else { HashMap::new() };
+        let info = if request.verbose { self.info() } else { HashMap::new() };
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info,
@@ -46,12 +51,45 @@ impl CriService {
         })
     }
 
+    /// What people and support want to know, as JSON.
+    fn info(&self) -> HashMap<String, String> {
+        let mut info: HashMap<_, _> = self.settings.info.clone().into_iter().collect();
+        // The content of a record may hold a pod's secrets.
+        let quarantined: Vec<_> = self
+            .boxes
+            .quarantined()
+            .iter()
+            .map(|apart| json!({ "record": apart.record, "error": apart.error, "since_ns": apart.since_ns }))
+            .collect();
+        info.insert("leftovers".to_owned(), json!(self.boxes.leftovers()).to_string());
+        info.insert("quarantined".to_owned(), json!(quarantined).to_string());
+        info
+    }
+
     pub(crate) fn runtime_config(&self) -> RuntimeConfigResponse {
         let driver = match self.settings.cgroup_driver {
             CgroupDriver::Systemd => proto::CgroupDriver::Systemd,
             CgroupDriver::Cgroupfs => proto::CgroupDriver::Cgroupfs,
         };
         RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
+    }
+}
+
+/// Kubelet overlooks conditions that it does not know; people see them in `crictl info`.
+fn no_leftovers(leftovers: &[Leftover]) -> Condition {
+    match leftovers {
+        [] => Condition::met(),
+        [first, ..] => Condition {
+            ready: false,
+            reason: "NotGivenBack".to_owned(),
+            message: format!(
+                "of {} pod sandboxes that are gone something is left and is tried again, first: {} after {} attempts: {}",
+                leftovers.len(),
+                first.id.short(),
+                first.attempts,
+                first.error
+            ),
+        },
     }
 }
 

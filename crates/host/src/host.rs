@@ -92,11 +92,25 @@ pub async fn start_boxes(
     let runtime = RuntimeConfig {
         boot_limit: config.vmm.boot_limit,
         stop_limit: config.vmm.stop_limit,
+        parallel_boots: match config.vmm.parallel_boots {
+            0 => parallel_boots(),
+            set => set,
+        },
         runtime_handlers: config.runtime_handlers.clone(),
         network: networks::setting(config),
         ..RuntimeConfig::new(config.run_dir.clone(), config.root.clone(), kernel, initramfs)
     };
     Ok(BoxManager::start(runtime, storage, vmm).await?)
+}
+
+/// Two boots per core: one of them mostly waits, for its files or for the host's side. Each needs memory that
+/// is not there twice.
+fn parallel_boots() -> usize {
+    const MEMORY_OF_A_BOOT: u64 = 256 << 20;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let system = rustix::system::sysinfo();
+    let memory = system.totalram.saturating_mul(u64::from(system.mem_unit)) / MEMORY_OF_A_BOOT;
+    (2 * cores).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
 }
 
 /// The settings of the image store of a configuration.

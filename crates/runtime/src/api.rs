@@ -38,6 +38,32 @@ pub struct BoxStatus {
     pub dir: PathBuf,
 }
 
+/// What is left of a box that is gone. It is tried again until it is given back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leftover {
+    /// The box.
+    pub id: BoxId,
+    /// Since when, in nanoseconds since the epoch.
+    pub since_ns: i64,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// What the last attempt met.
+    pub error: String,
+}
+
+/// A record that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// The table it was in, and its key there: `boxes/ID`, `sessions/ID`.
+    pub record: String,
+    /// Why it cannot be read.
+    pub error: String,
+    /// When it was set apart, in nanoseconds since the epoch.
+    pub since_ns: i64,
+    /// As it was.
+    pub content: String,
+}
+
 /// One stage of a start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {

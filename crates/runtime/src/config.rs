@@ -30,6 +30,8 @@ pub struct RuntimeConfig {
     pub runtime_handlers: Vec<String>,
     /// Who connects pods.
     pub network: NetworkSetting,
+    /// Guests that may boot at once. More make each of them slower, and none of them sooner; pods beyond it wait their turn.
+    pub parallel_boots: usize,
     /// Put every VMM into its pod's cgroup. Without it they stay in the daemon's.
     pub use_cgroups: bool,
 }
@@ -49,6 +51,7 @@ impl RuntimeConfig {
             call_limit: Duration::from_secs(30),
             runtime_handlers: vec!["a3s-box".to_owned()],
             network: NetworkSetting::None,
+            parallel_boots: 8,
             use_cgroups: true,
         }
     }

@@ -38,8 +38,9 @@ mod text;
 
 pub use a3s_box_vmm::HostUsage;
 pub use api::{
-    BoxStatus, BoxUsage, CpuUsage, ExecOutput, IoUsage, MemoryUsage, NetworkReadiness, Pressure, Pressures,
-    ResolvedUser, SessionStatus, SessionUsage, Stage, Stall, Usage, WritableLayerUsage,
+    BoxStatus, BoxUsage, CpuUsage, ExecOutput, IoUsage, Leftover, MemoryUsage, NetworkReadiness, Pressure,
+    Pressures, Quarantined, ResolvedUser, SessionStatus, SessionUsage, Stage, Stall, Usage,
+    WritableLayerUsage,
 };
 pub use attached::{Attached, StdinWriter, StreamReader};
 pub use config::RuntimeConfig;

@@ -9,7 +9,7 @@ mod streams;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,9 +20,9 @@ use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::Vmm;
 
-use crate::api::{BoxStatus, ExecOutput, NetworkReadiness, SessionStatus};
+use crate::api::{BoxStatus, ExecOutput, Leftover, NetworkReadiness, Quarantined, SessionStatus};
 use crate::attached::Attached;
-use crate::boxes::{BoxCommand, BoxDriver, BoxLife, BoxStart, LiveBox};
+use crate::boxes::{BoxCommand, BoxDriver, BoxLife, BoxStart, Leftovers, LiveBox};
 use crate::clock::now_ns;
 use crate::config::RuntimeConfig;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
@@ -44,6 +44,7 @@ const QUEUE: usize = 64;
 #[derive(Clone)]
 pub struct BoxManager {
     shared: Arc<Shared>,
+    quarantined: Arc<[Quarantined]>,
 }
 
 impl BoxManager {
@@ -62,12 +63,14 @@ impl BoxManager {
             figures: Figures::default(),
             box_figures: Figures::default(),
             events: Events::default(),
+            leftovers: Leftovers::default(),
+            boots: Arc::new(Semaphore::new(config.parallel_boots.max(1))),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             config,
         });
-        recovery::recover(&shared).await?;
-        Ok(Self { shared })
+        let quarantined = recovery::recover(&shared).await?.into();
+        Ok(Self { shared, quarantined })
     }
 
     /// What happens to boxes and sessions from now on.
@@ -382,6 +385,16 @@ impl BoxManager {
             Ok(status) => Ok(status.clone()),
             Err(_) => Err(closing(&session_object(id))),
         }
+    }
+
+    /// What is left of boxes that are gone.
+    pub fn leftovers(&self) -> Vec<Leftover> {
+        self.shared.leftovers.list()
+    }
+
+    /// Records that could not be read when this daemon, or one before it, started. They are kept, apart from the others.
+    pub fn quarantined(&self) -> &[Quarantined] {
+        &self.quarantined
     }
 
     /// Whether pods can be connected now.

@@ -18,14 +18,17 @@ use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
 use a3s_box_core::network::PodNetwork;
 use a3s_box_core::spec::{BoxSpec, SessionSpec};
-use a3s_box_core::storage::{Change, Storage, StorageError, Table};
+use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::{BackendKind, BoxPlan, MachineFacts};
 
-use crate::api::{BoxStatus, ResolvedUser, SessionStatus, Stage};
+use crate::api::{BoxStatus, Quarantined, ResolvedUser, SessionStatus, Stage};
+use crate::clock::now_ns;
 
 const BOXES: Table = Table("boxes");
 const SESSIONS: Table = Table("sessions");
+/// Records of the others that could not be read, under `TABLE/KEY`.
+const QUARANTINE: Table = Table("quarantine");
 
 /// A host object that a box holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +153,7 @@ pub(crate) struct Records {
 pub(crate) struct Loaded {
     pub(crate) boxes: Vec<BoxRecord>,
     pub(crate) sessions: Vec<SessionRecord>,
+    pub(crate) quarantined: Vec<Quarantined>,
 }
 
 impl Records {
@@ -157,12 +161,11 @@ impl Records {
         Self { storage }
     }
 
-    /// Everything. A record that cannot be read is reported and left in the store.
+    /// Everything. A record that cannot be read is set apart, so that nothing is done by half of it and nothing of it
+    /// is lost.
     pub(crate) async fn load(&self) -> Result<Loaded, StorageError> {
         let storage = self.storage.clone();
-        let (boxes, sessions) =
-            blocking(move || Ok((storage.scan(BOXES)?, storage.scan(SESSIONS)?)), "read the records").await?;
-        Ok(Loaded { boxes: parse(BOXES, boxes), sessions: parse(SESSIONS, sessions) })
+        blocking(move || load(storage.as_ref()), "read the records").await
     }
 
     pub(crate) async fn put_box(&self, record: &BoxRecord) -> Result<(), StorageError> {
@@ -206,13 +209,49 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn parse<R: DeserializeOwned>(table: Table, records: Vec<(String, Vec<u8>)>) -> Vec<R> {
-    let parsed = records.into_iter().filter_map(|(key, value)| match serde_json::from_slice(&value) {
-        Ok(record) => Some(record),
-        Err(error) => {
-            tracing::error!(table = table.0, key, %error, "a record cannot be read; it is left in the store");
-            None
-        }
+fn load(storage: &dyn Storage) -> Result<Loaded, StorageError> {
+    let mut changes = Vec::new();
+    let boxes = parse(BOXES, storage.scan(BOXES)?, &mut changes);
+    let sessions = parse(SESSIONS, storage.scan(SESSIONS)?, &mut changes);
+    if !changes.is_empty() {
+        storage.commit(changes)?;
+    }
+    let quarantined = storage.scan(QUARANTINE)?.into_iter().map(|(key, value)| {
+        serde_json::from_slice(&value).unwrap_or_else(|error| Quarantined {
+            record: key,
+            error: error.to_string(),
+            since_ns: 0,
+            content: String::from_utf8_lossy(&value).into_owned(),
+        })
     });
-    parsed.collect()
+    let quarantined: Vec<Quarantined> = quarantined.collect();
+    for Quarantined { record, error, .. } in &quarantined {
+        tracing::warn!(record, error, "the state store has a record in quarantine");
+    }
+    Ok(Loaded { boxes, sessions, quarantined })
+}
+
+/// The records that can be read. `changes` gets what sets the others apart.
+fn parse<R: DeserializeOwned>(table: Table, records: Vec<Record>, changes: &mut Vec<Change>) -> Vec<R> {
+    let mut parsed = Vec::with_capacity(records.len());
+    for (key, value) in records {
+        match serde_json::from_slice(&value) {
+            Ok(record) => parsed.push(record),
+            Err(error) => {
+                let name = format!("{}/{key}", table.0);
+                tracing::error!(record = name, %error, "a record cannot be read and is set apart");
+                let apart = Quarantined {
+                    record: name.clone(),
+                    error: error.to_string(),
+                    since_ns: now_ns(),
+                    content: String::from_utf8_lossy(&value).into_owned(),
+                };
+                // Strings and numbers are always JSON.
+                let value = serde_json::to_vec(&apart).unwrap_or(value);
+                changes.push(Change::Put { table: QUARANTINE, key: name, value });
+                changes.push(Change::Delete { table, key });
+            }
+        }
+    }
+    parsed
 }

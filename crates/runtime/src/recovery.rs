@@ -20,7 +20,8 @@ use a3s_box_protocol::proto::SessionState;
 use a3s_box_vmm::{guest_fault, last_words};
 
 use crate::agent_client::Agent;
-use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, faulted, find_vm, release, remove_orphans};
+use crate::api::Quarantined;
+use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, Owed, faulted, find_vm, found};
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
 use crate::records::{BoxRecord, SessionRecord};
@@ -37,14 +38,12 @@ const PARALLEL: usize = 16;
 const LIST_LIMIT: Duration = Duration::from_secs(10);
 
 /// Brings the registry to what is found. Fails only if the records cannot be read.
-pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RuntimeError> {
-    let loaded = shared
-        .records
-        .load()
-        .await
-        .map_err(|error| RuntimeError::storage(FailedStage::Lookup, "the state store", error))?;
-    let known = loaded.boxes.iter().map(|record| record.id.clone()).collect();
-    remove_orphans(shared, &known).await;
+pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<Vec<Quarantined>, RuntimeError> {
+    let failed = |error| RuntimeError::storage(FailedStage::Lookup, "the state store", error);
+    let loaded = shared.records.load().await.map_err(failed)?;
+    let known: HashSet<BoxId> = loaded.boxes.iter().map(|record| record.id.clone()).collect();
+    let orphans = found(shared).await.into_iter().filter(|id| !known.contains(id)).map(Owed::Orphan);
+    settle_all(shared, orphans).await;
     remove_positions(shared, loaded.sessions.iter().map(|record| record.id.clone()).collect()).await;
     let mut sessions: HashMap<BoxId, Vec<SessionRecord>> = HashMap::new();
     for session in loaded.sessions {
@@ -60,7 +59,22 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RuntimeError> {
         tracing::warn!(id = %orphan.id, pod = %orphan.box_id, "the record of a container whose pod sandbox is unknown is removed");
         forget_session(shared, &orphan).await;
     }
-    Ok(())
+    Ok(loaded.quarantined)
+}
+
+/// Gives back what is owed, or goes on trying while the daemon serves.
+async fn settle_all(shared: &Arc<Shared>, all: impl Iterator<Item = Owed>) {
+    let work: Vec<_> = all.map(|owed| settle(shared, owed)).collect();
+    futures::stream::iter(work).buffer_unordered(PARALLEL).collect::<Vec<()>>().await;
+}
+
+async fn settle(shared: &Arc<Shared>, mut owed: Owed) {
+    match owed.settle(shared).await {
+        Ok(()) => {
+            tracing::warn!(id = %owed.id(), "a pod sandbox that was half made, or that no record knows, is gone")
+        }
+        Err(_) => drop(shared.tasks.spawn(owed.insist(shared.clone()))),
+    }
 }
 
 /// Removes where the logs of containers had come to that no record knows.
@@ -95,22 +109,11 @@ async fn recover_box(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<Sess
     }
 }
 
-async fn undo(shared: &Shared, mut record: BoxRecord, sessions: Vec<SessionRecord>) {
-    let errors = release(shared, &mut record, None, |_| true).await;
-    for error in &errors {
-        tracing::error!(id = %record.id, %error, "something of a pod sandbox that was half made is left; the next start tries again");
-    }
+async fn undo(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {
     for session in &sessions {
         forget_session(shared, session).await;
     }
-    let updated = match errors.as_slice() {
-        [] => shared.records.delete_box(&record.id).await,
-        [_, ..] => shared.records.put_box(&record).await,
-    };
-    match updated {
-        Ok(()) => tracing::info!(id = %record.id, "a pod sandbox that was half made is undone"),
-        Err(error) => tracing::error!(id = %record.id, %error, "the record of a pod sandbox was not updated"),
-    }
+    settle(shared, Owed::HalfMade(Box::new(record))).await;
 }
 
 async fn forget_session(shared: &Shared, session: &SessionRecord) {
@@ -150,8 +153,23 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
             None
         }
     };
+    end_unknown(&live, &record.id, &sessions, states.as_deref()).await;
     tracing::info!(id = %record.id, containers = sessions.len(), "pod sandbox is taken up");
     enter(shared, record, BoxStart::Adopted(live), sessions, states);
+}
+
+/// Ends the containers in a guest that no record knows: kubelet has no way to, and starts them anew.
+async fn end_unknown(live: &LiveBox, id: &BoxId, known: &[SessionRecord], states: Option<&[SessionState]>) {
+    let unknown = states.unwrap_or_default().iter().map(|state| &state.session_id);
+    for session in unknown.filter(|session| !known.iter().any(|record| record.id.as_str() == *session)) {
+        let session = printable(session, MESSAGE_LIMIT);
+        match live.agent.delete_session(session.clone()).await {
+            Ok(()) => tracing::warn!(%id, session, "a container that no record knows was ended"),
+            Err(error) => {
+                tracing::error!(%id, session, %error, "a container that no record knows was not ended")
+            }
+        }
+    }
 }
 
 /// Enters a box and its sessions and starts their owners. `states` is what the agent says; `None`: it did not say,

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::Vmm;
 
+use crate::boxes::Leftovers;
 use crate::config::RuntimeConfig;
 use crate::events::Events;
 use crate::log::Sink;
@@ -26,6 +28,9 @@ pub(crate) struct Shared {
     pub(crate) figures: Figures<SessionId>,
     pub(crate) box_figures: Figures<BoxId>,
     pub(crate) events: Events,
+    pub(crate) leftovers: Leftovers,
+    /// Guests that may boot at once; the others wait in the order in which they came.
+    pub(crate) boots: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     /// The daemon ends: tasks stop where they are, boxes run on.
     pub(crate) closing: CancellationToken,

@@ -136,3 +136,73 @@ fn what_no_record_knows_is_removed() {
     });
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
+
+/// A record that is damaged: what it may have meant is ended, and the record is kept for people.
+#[test]
+fn a_record_that_cannot_be_read_is_set_apart_and_its_pod_ended() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let id = daemon.run(daemon.manager.run_box(pod("p", &world.path("logs")))).unwrap();
+    daemon.kill();
+    world.write_record("boxes", id.as_str(), b"{\"id\": torn");
+    for _ in 0..2 {
+        let next = world.daemon();
+        let quarantined = next.manager.quarantined();
+        assert_eq!(quarantined.len(), 1, "{quarantined:?}");
+        assert_eq!(quarantined[0].record, format!("boxes/{id}"));
+        assert_eq!(quarantined[0].content, "{\"id\": torn");
+        assert!(quarantined[0].error.contains("line 1"), "{}", quarantined[0].error);
+        assert!(next.manager.list_boxes().is_empty());
+        next.run(async {
+            let again = next.manager.run_box(pod("p", &world.path("logs"))).await.unwrap();
+            next.manager.remove_box(&again).await.unwrap();
+        });
+        assert_eq!(world.leftovers(), Vec::<String>::new());
+    }
+}
+
+/// Kubelet cannot see it, and starts another one of it.
+#[test]
+fn a_container_that_no_record_knows_is_ended() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let (id, kept, lost) = daemon.run(async {
+        let m = &daemon.manager;
+        let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        let kept = launch(m, &id, container("kept", &["sleep"]), image(world.dir.path())).await.unwrap();
+        let lost = launch(m, &id, container("lost", &["sleep"]), image(world.dir.path())).await.unwrap();
+        (id, kept, lost)
+    });
+    daemon.kill();
+    world.write_record("sessions", lost.as_str(), b"torn");
+    let next = world.daemon();
+    let guest = world.vmm.machine(world.vmm.running()[0]).guest.clone();
+    assert_eq!(*guest.sessions.lock().unwrap(), [kept.to_string()]);
+    next.run(async {
+        assert_eq!(next.manager.list_sessions().len(), 1);
+        next.manager.remove_box(&id).await.unwrap();
+    });
+}
+
+/// What cannot be given back at once is shown, and is tried again without anybody's asking.
+#[test]
+fn what_is_left_is_shown_and_tried_again() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let id = daemon.run(daemon.manager.run_box(pod("p", &world.path("logs")))).unwrap();
+    daemon.kill();
+    world.forget_records();
+    // Of a start: two tables, the quarantine, the kill, the network.
+    world.faults.fail_at(5);
+    let next = world.daemon();
+    assert_eq!(world.faults.heal().as_deref(), Some("network teardown"));
+    let left = next.manager.leftovers();
+    assert_eq!(left.iter().map(|left| (&left.id, left.attempts)).collect::<Vec<_>>(), [(&id, 1)]);
+    assert!(left[0].error.contains("injected fault in network teardown"), "{}", left[0].error);
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+    next.run(async {
+        while !next.manager.leftovers().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+}

@@ -5,10 +5,12 @@
 
 mod support;
 
+use std::path::Path;
 use std::time::Duration;
 
+use a3s_box_core::lifecycle::{BoxPhase, StopCause};
 use a3s_box_runtime::{BoxManager, RuntimeError};
-use support::{World, container, image, launch, pod, process, with_volume};
+use support::{World, container, image, launch, log_lines, pod, process, with_volume};
 
 async fn life(m: &BoxManager, world: &World) -> Result<(), RuntimeError> {
     let id = m.run_box(pod("p", &world.path("logs"))).await?;
@@ -54,9 +56,74 @@ fn a_fault_at_any_call_leaks_nothing_and_the_same_pod_can_be_made_again() {
         "vmm launch",
         "machine ready",
         "machine attach",
+        "machine connect",
+        "agent configure",
+        "agent create",
+        "agent start",
+        "agent exec",
+        "agent wait exec",
+        "agent delete",
     ] {
         assert!(hit.iter().any(|name| name == seam), "{seam} was never hit: {hit:?}");
     }
+}
+
+/// A start of the daemon: it may fail, and the next one finds everything.
+#[test]
+fn a_fault_at_any_call_of_a_restart_loses_no_pod() {
+    let mut hit = Vec::new();
+    for call in 1.. {
+        let world = World::new();
+        let daemon = world.daemon();
+        let (id, session) = daemon.run(async {
+            let m = &daemon.manager;
+            let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+            let spec = container("c", &["count", &LINES.to_string()]);
+            let session = launch(m, &id, spec, image(world.dir.path())).await.unwrap();
+            (id, session)
+        });
+        daemon.kill();
+        world.faults.fail_at(call);
+        let next = world.daemon_with(world.config()).unwrap_or_else(|_| world.daemon());
+        // What a start sets going is part of it.
+        let log = world.path("logs/c/0.log");
+        next.run(logged(&log));
+        let Some(name) = world.faults.heal() else { break };
+        next.run(async {
+            let m = &next.manager;
+            let phase = m.box_status(&id).unwrap().phase;
+            match phase {
+                BoxPhase::Ready => {
+                    let said = m.exec_sync(&session, process(&["print", "x"]), None, 10).await;
+                    assert_eq!(said.unwrap().stdout, b"x", "after a fault in call {call} ({name})");
+                    let lines: Vec<String> = (0..LINES).map(|n| format!("line {n}")).collect();
+                    assert_eq!(log_lines(&log), lines, "after a fault in call {call} ({name})");
+                }
+                BoxPhase::Stopped(StopCause::AgentLost { .. }) if name.starts_with("agent") => {}
+                other => panic!("{other:?} after a fault in call {call} ({name})"),
+            }
+            m.remove_box(&id).await.unwrap();
+        });
+        assert_eq!(world.leftovers(), Vec::<String>::new(), "after a fault in call {call} ({name})");
+        hit.push(name);
+    }
+    for seam in ["storage scan", "machine connect", "agent list"] {
+        assert!(hit.iter().any(|name| name == seam), "{seam} was never hit: {hit:?}");
+    }
+}
+
+const LINES: usize = 40;
+
+/// Until the container's log is complete. One whose box has ended stays as it is.
+async fn logged(log: &Path) {
+    let complete = async {
+        while log_lines(log).len() < LINES {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), complete).await.ok();
+    // The agent is asked for the end on a task of its own.
+    tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
 #[test]
@@ -66,8 +133,8 @@ fn a_stop_goes_on_past_a_network_that_cannot_be_taken_down() {
     let m = daemon.manager.clone();
     daemon.run(async {
         let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
-        // Of a stop's calls: the record, the kill, the network.
-        world.faults.fail_at(3);
+        // Of a stop's calls: the record, the agent, the kill, the network.
+        world.faults.fail_at(4);
         let error = m.stop_box(&id).await.unwrap_err();
         assert_eq!(world.faults.heal().as_deref(), Some("network teardown"));
         assert!(error.to_string().contains("injected fault in network teardown"), "{error}");

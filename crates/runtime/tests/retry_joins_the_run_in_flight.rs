@@ -56,3 +56,34 @@ fn everybody_who_joined_a_run_is_told_of_its_failure_and_the_name_is_free() {
         assert_eq!(world.vmm.launched(), 2);
     });
 }
+
+/// Fifty guests that boot at once each take so long that all of them miss their limit.
+#[test]
+fn a_storm_of_pods_boots_a_few_at_a_time() {
+    const PODS: usize = 50;
+    const AT_ONCE: usize = 3;
+    let world = World::new();
+    let mut config = world.config();
+    config.parallel_boots = AT_ONCE;
+    let daemon = world.daemon_with(config).unwrap();
+    world.vmm.boot.send_replace(Boot::Hang);
+    let m = &daemon.manager;
+    let starts = (0..PODS).map(|number| {
+        let (m, spec) = (m.clone(), pod(&format!("p{number}"), &world.path("logs")));
+        daemon.spawn(async move { m.run_box(spec).await })
+    });
+    let starts: Vec<_> = starts.collect();
+    daemon.run(async {
+        while world.vmm.launched() < AT_ONCE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(world.vmm.launched(), AT_ONCE, "the others wait");
+        world.vmm.boot.send_replace(Boot::Ready);
+        let outcomes = futures::future::join_all(starts).await;
+        for outcome in outcomes {
+            outcome.unwrap().unwrap();
+        }
+        assert_eq!(world.vmm.launched(), PODS);
+    });
+}

@@ -87,6 +87,8 @@ pub struct VmmConfig {
     pub boot_limit: Duration,
     /// How long a guest may take to power itself off before its VM is ended.
     pub stop_limit: Duration,
+    /// Boxes that may boot at once; 0: as cores and memory allow.
+    pub parallel_boots: usize,
     /// The guest kernel, instead of the installed one.
     pub kernel: Option<PathBuf>,
     /// The initramfs, instead of the installed one.
@@ -303,6 +305,7 @@ impl Default for Config {
                 probe_limit: Duration::from_secs(10),
                 boot_limit: Duration::from_secs(60),
                 stop_limit: Duration::from_secs(10),
+                parallel_boots: 0,
                 kernel: None,
                 initramfs: None,
                 helpers: None,

@@ -118,6 +118,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| show_duration(c.vmm.stop_limit),
     },
     Setting {
+        key: "vmm.parallel_boots",
+        help: "How many boxes may boot at once; the next ones wait their turn. 0 takes it from cores and memory.",
+        expected: "a number up to 1024",
+        variable: None,
+        set: |c, v| put(&mut c.vmm.parallel_boots, as_number::<u16>(v, 0, 1024).map(usize::from)),
+        show: |c| c.vmm.parallel_boots.to_string(),
+    },
+    Setting {
         key: "vmm.kernel",
         help: "The guest kernel, instead of the one installed beside the program.",
         expected: PATH,

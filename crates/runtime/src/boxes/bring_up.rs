@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -122,6 +123,8 @@ struct Networked {
 struct Booted {
     before: Networked,
     live: Arc<LiveBox>,
+    /// Until its guest is up, others wait for it.
+    _turn: OwnedSemaphorePermit,
 }
 
 /// Brings a box up. `publish` is told of every phase.
@@ -169,6 +172,10 @@ impl Reserved {
 
 impl Networked {
     async fn boot(mut self) -> Result<Booted, Box<Failed>> {
+        let turn = match self.before.0.await_turn().await {
+            Ok(turn) => turn,
+            Err(error) => return Err(self.fail(error).await),
+        };
         let work = &mut self.before.0;
         let plan = plan(work, std::mem::take(&mut self.cgroups));
         work.record.plan = Some(plan.clone());
@@ -190,7 +197,7 @@ impl Networked {
             network: work.record.network.clone(),
             machine,
         });
-        let booted = Booted { before: self, live };
+        let booted = Booted { before: self, live, _turn: turn };
         booted.await_agent().await
     }
 
@@ -270,6 +277,15 @@ impl Work {
         self.record.network = network;
         self.enter(BoxPhase::Networked);
         cgroups
+    }
+
+    /// The box's turn to boot. Its network is there already, so that a turn is used for booting only.
+    async fn await_turn(&mut self) -> Result<OwnedSemaphorePermit, RuntimeError> {
+        let start = Instant::now();
+        let turn = self.shared.boots.clone().acquire_owned();
+        let turn = self.unless_cancelled(FailedStage::Boot, turn).await?;
+        self.took("turn", start.elapsed());
+        turn.map_err(|closed| self.caused(ErrorKind::Unavailable, FailedStage::Boot, closed))
     }
 
     async fn make_scratch(&self) -> Result<Duration, RuntimeError> {

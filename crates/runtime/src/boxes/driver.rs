@@ -17,6 +17,7 @@ use a3s_box_vmm::{Machine, MachineExit};
 
 use super::bring_up::bring_up;
 use super::live::{BoxLife, LiveBox, Obituary};
+use super::owed::Owed;
 use super::release::{object, release};
 use crate::api::BoxStatus;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
@@ -34,10 +35,6 @@ const NOTICE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The longest for one mount.
 const ATTACH_LIMIT: Duration = Duration::from_secs(10);
-
-/// Pauses between attempts to release what a failed start left.
-const SETTLE_PAUSES: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120)];
 
 /// What is asked of a box.
 pub(crate) enum BoxCommand {
@@ -134,33 +131,14 @@ impl BoxDriver {
     /// stays on record and is tried again until it is gone.
     async fn give_up(&mut self, error: RuntimeError) {
         tracing::warn!(id = %self.record.id, %error, "pod sandbox could not be started");
-        let mut settled = self.settle().await;
+        let mut owed = Owed::HalfMade(Box::new(self.record.clone()));
+        let settled = owed.settle(&self.shared).await;
         self.shared.registry.leave_box(&self.record.id);
         self.outcome.send_replace(Some(Err(error)));
         self.refuse_queued();
-        let mut pauses = SETTLE_PAUSES.iter().chain(std::iter::repeat(&SETTLE_PAUSES[3]));
-        while !settled {
-            let pause = pauses.next().copied().unwrap_or(SETTLE_PAUSES[3]);
-            tokio::select! {
-                () = self.shared.closing.cancelled() => return,
-                () = tokio::time::sleep(pause) => settled = self.settle().await,
-            }
+        if settled.is_err() {
+            owed.insist(self.shared.clone()).await;
         }
-    }
-
-    async fn settle(&mut self) -> bool {
-        let errors = release(&self.shared, &mut self.record, None, |_| true).await;
-        for error in &errors {
-            tracing::error!(id = %self.record.id, %error, "something of a box that is gone is left; it will be tried again");
-        }
-        let forgotten = match errors.as_slice() {
-            [] => self.shared.records.delete_box(&self.record.id).await,
-            [_, ..] => self.shared.records.put_box(&self.record).await,
-        };
-        if let Err(error) = &forgotten {
-            tracing::error!(id = %self.record.id, %error, "the record of a box that is gone was not updated");
-        }
-        errors.is_empty() && forgotten.is_ok()
     }
 
     fn refuse_queued(&mut self) {

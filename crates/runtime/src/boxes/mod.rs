@@ -3,8 +3,10 @@
 mod bring_up;
 mod driver;
 mod live;
+mod owed;
 mod release;
 
 pub(crate) use driver::{BoxCommand, BoxDriver, BoxStart};
 pub(crate) use live::{BoxLife, LiveBox, Obituary, faulted};
-pub(crate) use release::{find_vm, release, remove_orphans};
+pub(crate) use owed::{Leftovers, Owed};
+pub(crate) use release::{find_vm, found};

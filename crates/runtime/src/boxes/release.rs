@@ -151,39 +151,33 @@ fn failed(id: &BoxId, error: impl std::error::Error + Send + Sync + 'static) -> 
     RuntimeError::caused(ErrorKind::Internal, FailedStage::Remove, object(id), error)
 }
 
-/// Removes what boxes hold that no record knows: what a lost or foreign state store left. What cannot be removed is
-/// tried again by the next start.
-pub(crate) async fn remove_orphans(shared: &Shared, known: &HashSet<BoxId>) {
-    let parents = [shared.config.run_dir.join("boxes"), shared.config.state_dir.join("boxes")];
-    let mut orphans: HashSet<BoxId> = HashSet::new();
-    match spawn_blocking({
-        let parents = parents.clone();
-        move || parents.iter().flat_map(|parent| ids_in(parent)).collect::<Vec<_>>()
-    })
-    .await
-    {
-        Ok(found) => orphans.extend(found),
-        Err(error) => tracing::warn!(%error, "directories without a record were not looked for"),
-    }
+/// Boxes of which something is found: directories, networks.
+pub(crate) async fn found(shared: &Shared) -> HashSet<BoxId> {
+    let parents = parents(shared);
+    let listed = spawn_blocking(move || parents.iter().flat_map(|parent| ids_in(parent)).collect()).await;
+    let mut found: HashSet<BoxId> = listed.unwrap_or_else(|error| {
+        tracing::warn!(%error, "directories without a record were not looked for");
+        HashSet::new()
+    });
     if let NetworkSetting::Pods(pods) = &shared.config.network {
         match pods.held().await {
-            Ok(held) => orphans.extend(held),
+            Ok(held) => found.extend(held),
             Err(error) => tracing::warn!(%error, "networks without a record were not looked for"),
         }
     }
-    for id in orphans.difference(known) {
-        match remove_orphan(shared, id, &parents).await {
-            Ok(()) => tracing::warn!(pod_sandbox = %id, "a pod sandbox that no record knows was removed"),
-            Err(error) => {
-                tracing::error!(pod_sandbox = %id, %error, "a pod sandbox that no record knows was not removed");
-            }
-        }
-    }
+    found
 }
 
+/// Where boxes have directories.
+fn parents(shared: &Shared) -> [PathBuf; 2] {
+    [&shared.config.run_dir, &shared.config.state_dir].map(|dir| dir.join("boxes"))
+}
+
+/// Removes what a box holds that no record knows, as after the loss of the state store.
+///
 /// In the order in which a box is taken down: nothing is pulled away from under a running VM.
-async fn remove_orphan(shared: &Shared, id: &BoxId, parents: &[PathBuf; 2]) -> Result<(), RuntimeError> {
-    let directories = parents.each_ref().map(|parent| parent.join(id.as_str()));
+pub(crate) async fn remove_orphan(shared: &Shared, id: &BoxId) -> Result<(), RuntimeError> {
+    let directories = parents(shared).map(|parent| parent.join(id.as_str()));
     let facts = read_facts(&directories[0]).map_err(|error| failed(id, error))?;
     if let Some(facts) = facts {
         let adopted = shared.vmm.adopt(&directories[0], &facts).await;

@@ -26,6 +26,8 @@ use a3s_box_protocol::proto::*;
 use a3s_box_protocol::{MAX_GUEST_WRITE, chunks};
 use a3s_box_vmm::MachineExit;
 
+use super::Faults;
+
 type Exit = Option<MachineExit>;
 
 /// One output stream: everything that was ever written to it, and what was acknowledged.
@@ -140,6 +142,7 @@ impl Proc {
 
 /// What runs in one VM.
 pub struct Guest {
+    faults: Arc<Faults>,
     runtime: Handle,
     exit: watch::Sender<Exit>,
     connections: mpsc::UnboundedSender<std::io::Result<UnixStream>>,
@@ -154,9 +157,10 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub fn start(runtime: Handle, exit: watch::Sender<Exit>) -> Arc<Self> {
+    pub fn start(faults: Arc<Faults>, runtime: Handle, exit: watch::Sender<Exit>) -> Arc<Self> {
         let (connections, incoming) = mpsc::unbounded_channel();
         let guest = Arc::new(Self {
+            faults,
             runtime: runtime.clone(),
             exit,
             connections,
@@ -263,6 +267,10 @@ impl Guest {
         Some(())
     }
 
+    fn hit(&self, call: &str) -> Result<(), Status> {
+        self.faults.hit(call).map_err(|error| Status::internal(error.to_string()))
+    }
+
     fn find(&self, id: &str) -> Result<Arc<Mutex<Proc>>, Status> {
         self.processes.lock().unwrap().get(id).cloned().ok_or_else(|| Status::not_found("no such process"))
     }
@@ -305,6 +313,7 @@ impl Agent for Service {
         &self,
         request: Request<ConfigureSandboxRequest>,
     ) -> Result<Response<ConfigureSandboxResponse>, Status> {
+        self.0.hit("agent configure")?;
         assert_eq!(request.get_ref().interfaces.len(), 1);
         Ok(Response::new(ConfigureSandboxResponse {}))
     }
@@ -313,6 +322,7 @@ impl Agent for Service {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
+        self.0.hit("agent create")?;
         let request = request.into_inner();
         self.0.processes.lock().unwrap().insert(request.session_id.clone(), Proc::new(request.process));
         self.0.sessions.lock().unwrap().push(request.session_id);
@@ -324,6 +334,7 @@ impl Agent for Service {
         &self,
         request: Request<StartSessionRequest>,
     ) -> Result<Response<StartSessionResponse>, Status> {
+        self.0.hit("agent start")?;
         Proc::start(&self.0.find(&request.get_ref().session_id)?, &self.0.runtime)?;
         let user = ResolvedUser { uid: 0, gid: 0, groups: vec![] };
         Ok(Response::new(StartSessionResponse { pid: 9, user: Some(user) }))
@@ -333,6 +344,7 @@ impl Agent for Service {
         &self,
         request: Request<SignalSessionRequest>,
     ) -> Result<Response<SignalSessionResponse>, Status> {
+        self.0.hit("agent signal")?;
         let request = request.get_ref();
         match self.0.find(&request.session_id)?.lock().unwrap().signal(request.signal) {
             true => Ok(Response::new(SignalSessionResponse {})),
@@ -362,6 +374,7 @@ impl Agent for Service {
         &self,
         request: Request<WaitSessionRequest>,
     ) -> Result<Response<ExitStatus>, Status> {
+        self.0.hit("agent wait")?;
         self.0.wait(&request.get_ref().session_id).await
     }
 
@@ -369,6 +382,7 @@ impl Agent for Service {
         &self,
         request: Request<DeleteSessionRequest>,
     ) -> Result<Response<DeleteSessionResponse>, Status> {
+        self.0.hit("agent delete")?;
         let id = request.into_inner().session_id;
         if let Some(process) = self.0.processes.lock().unwrap().remove(&id) {
             process.lock().unwrap().end(137);
@@ -381,6 +395,7 @@ impl Agent for Service {
         &self,
         _: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
+        self.0.hit("agent list")?;
         let sessions = self.0.sessions.lock().unwrap().clone();
         let state = |id: String| {
             let process = self.0.find(&id).unwrap();
@@ -397,6 +412,7 @@ impl Agent for Service {
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        self.0.hit("agent exec")?;
         let request = request.into_inner();
         let process = Proc::new(request.process);
         self.0.processes.lock().unwrap().insert(request.exec_id, process.clone());
@@ -405,6 +421,7 @@ impl Agent for Service {
     }
 
     async fn wait_exec(&self, request: Request<WaitExecRequest>) -> Result<Response<ExitStatus>, Status> {
+        self.0.hit("agent wait exec")?;
         self.0.wait(&request.get_ref().exec_id).await
     }
 
@@ -437,6 +454,7 @@ impl Agent for Service {
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
+        self.0.hit("agent shutdown")?;
         let exit = self.0.exit.clone();
         self.0.runtime.spawn(async move {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -87,7 +87,7 @@ impl Vmm for FakeVmm {
         std::fs::write(plan.dir.join(FACTS_FILE), serde_json::to_vec(&facts).unwrap()).unwrap();
         let exit = watch::Sender::new(None);
         let machine = Arc::new(FakeMachine {
-            guest: Guest::start(self.guests.clone(), exit.clone()),
+            guest: Guest::start(self.faults.clone(), self.guests.clone(), exit.clone()),
             facts,
             faults: self.faults.clone(),
             boot: self.boot.subscribe(),
@@ -164,6 +164,7 @@ impl Machine for Handled {
 
     async fn connect(&self, port: u32) -> Result<UnixStream, ConnectError> {
         let failed = |source| ConnectError { port, source };
+        self.0.faults.hit("machine connect").map_err(failed)?;
         if self.0.exit.borrow().is_some() {
             return Err(failed(std::io::ErrorKind::ConnectionRefused.into()));
         }

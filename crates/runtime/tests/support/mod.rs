@@ -24,7 +24,9 @@ use a3s_box_core::spec::{BoxSize, BoxSpec, MountSource, MountSpec, PodIdentity, 
 use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_runtime::network::NetworkFault;
-use a3s_box_runtime::{BoxManager, NetworkReadiness, NetworkSetting, PodNetworks, RuntimeConfig};
+use a3s_box_runtime::{
+    BoxManager, NetworkReadiness, NetworkSetting, PodNetworks, RuntimeConfig, RuntimeError,
+};
 use a3s_box_store::RedbStore;
 use machine::FakeVmm;
 
@@ -176,11 +178,15 @@ impl World {
 
     /// Starts a daemon on what the last one left.
     pub fn daemon(&self) -> Daemon {
+        self.daemon_with(self.config()).unwrap()
+    }
+
+    pub fn daemon_with(&self, config: RuntimeConfig) -> Result<Daemon, RuntimeError> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let storage = Arc::new(FaultyStorage { inner: self.store.clone(), faults: self.faults.clone() });
-        let manager = runtime.block_on(BoxManager::start(self.config(), storage, self.vmm.clone())).unwrap();
-        Daemon { runtime: Some(runtime), manager }
+        let manager = runtime.block_on(BoxManager::start(config, storage, self.vmm.clone()))?;
+        Ok(Daemon { runtime: Some(runtime), manager })
     }
 
     /// What is left of boxes anywhere, after at most a few seconds.
@@ -201,6 +207,12 @@ impl World {
             let records = self.store.scan(table).unwrap().into_iter();
             self.store.commit(records.map(|(key, _)| Change::Delete { table, key }).collect()).unwrap();
         }
+    }
+
+    /// Writes a record past every daemon.
+    pub fn write_record(&self, table: &'static str, key: &str, value: &[u8]) {
+        let change = Change::Put { table: Table(table), key: key.to_owned(), value: value.to_vec() };
+        self.store.commit(vec![change]).unwrap();
     }
 
     fn look(&self) -> Vec<String> {
