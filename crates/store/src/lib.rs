@@ -5,6 +5,8 @@
 //! layout that it does not know is one it would damage.
 
 mod faulty;
+#[cfg(test)]
+mod power_cut;
 mod redb_store;
 mod schema;
 

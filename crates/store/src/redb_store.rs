@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use redb::backends::InMemoryBackend;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
+};
 use thiserror::Error;
 
 use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
@@ -42,6 +45,15 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// A new file could not be made.
+    #[error("could not make the state store {}: {source}", path.display())]
+    Make {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's word.
+        #[source]
+        source: io::Error,
+    },
     /// The file is damaged, or the disk failed.
     #[error("could not open the state store {}: {source}", path.display())]
     Database {
@@ -69,11 +81,15 @@ pub struct RedbStore {
 }
 
 impl RedbStore {
-    /// Opens or makes the file. While another process holds it, waits for up to `wait`.
+    /// Opens or makes the file. While another process holds it, waits for up to `wait`. A new one gets its name once it
+    /// is whole and on the disk: half a file would be one that no later start can open.
     pub fn open(path: &Path, wait: Duration) -> Result<Self, OpenError> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)
                 .map_err(|source| OpenError::Directory { path: parent.to_owned(), source })?;
+        }
+        if !path.exists() {
+            make(path)?;
         }
         let database = open_when_free(path, wait)?;
         schema::agree(&database).map_err(|source| OpenError::Schema { path: path.to_owned(), source })?;
@@ -82,13 +98,56 @@ impl RedbStore {
 
     /// A store that ends with the value.
     pub fn in_memory() -> Result<Self, OpenError> {
+        Self::on(InMemoryBackend::new())
+    }
+
+    /// A store on something else than a file.
+    pub(crate) fn on(backend: impl StorageBackend) -> Result<Self, OpenError> {
         let path = PathBuf::from("(memory)");
         let database = Database::builder()
             .set_cache_size(CACHE)
-            .create_with_backend(InMemoryBackend::new())
+            .create_with_backend(backend)
             .map_err(|source| OpenError::Database { path: path.clone(), source: Box::new(source) })?;
         schema::agree(&database).map_err(|source| OpenError::Schema { path, source })?;
         Ok(Self { database })
+    }
+}
+
+/// Makes an empty store and gives it its name, unless another process was faster.
+fn make(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Make { path: path.to_owned(), source };
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(failed(io::ErrorKind::InvalidFilename.into()));
+    };
+    let prefix = format!("{name}.new-");
+    let new = parent.join(format!("{prefix}{}", std::process::id()));
+    // One of a process of this number that was killed.
+    remove(&new).map_err(failed)?;
+    let database = Database::create(&new)
+        .map_err(|source| OpenError::Database { path: new.clone(), source: Box::new(source) })?;
+    schema::agree(&database).map_err(|source| OpenError::Schema { path: new.clone(), source })?;
+    drop(database);
+    match fs::hard_link(&new, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists && !path.exists() => {
+            return Err(failed(error));
+        }
+        // Another process's store, which may already be in use.
+        Ok(()) | Err(_) => {}
+    }
+    // Now that there is one, whoever still makes one needs it no more.
+    for entry in fs::read_dir(parent).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
+            remove(&entry.path()).map_err(failed)?;
+        }
+    }
+    fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

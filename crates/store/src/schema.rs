@@ -1,11 +1,17 @@
 //! The version of the layout of the records.
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
 use thiserror::Error;
+
+/// Brings records from one layout to the next.
+type Step = fn(&WriteTransaction) -> Result<(), redb::Error>;
+
+/// The first step leads from layout 1 to layout 2. A field that older records lack needs no step if it has a default.
+const STEPS: &[Step] = &[];
 
 /// The layout that this build writes. Raised when records change in a way that an older build
 /// would misread.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = STEPS.len() as u32 + 1;
 
 const SCHEMA: TableDefinition<'static, &str, u32> = TableDefinition::new("schema");
 const KEY: &str = "version";
@@ -35,12 +41,29 @@ impl<E: Into<redb::Error>> From<E> for SchemaError {
 
 /// Refuses a newer layout; brings an older or an empty file to ours.
 pub(crate) fn agree(database: &Database) -> Result<(), SchemaError> {
-    match read(database)? {
-        Some(found) if found > SCHEMA_VERSION => Err(SchemaError::Newer { found }),
-        Some(SCHEMA_VERSION) => Ok(()),
-        // Layout 1 is the first: an older number means an empty file that was never finished.
-        Some(_) | None => write(database, SCHEMA_VERSION),
+    bring_to_the_end_of(STEPS, database)
+}
+
+/// All steps and the number are one transaction: a step that fails leaves the file to the older build.
+fn bring_to_the_end_of(steps: &[Step], database: &Database) -> Result<(), SchemaError> {
+    let newest = steps.len() as u32 + 1;
+    let found = read(database)?;
+    match found {
+        Some(found) if found > newest => return Err(SchemaError::Newer { found }),
+        Some(found) if found == newest => return Ok(()),
+        Some(_) | None => {}
     }
+    let transaction = database.begin_write()?;
+    // A file without a number is empty.
+    if let Some(found) = found {
+        tracing::info!(from = found, to = newest, "the records are brought to a newer layout");
+        for step in &steps[found.saturating_sub(1) as usize..] {
+            step(&transaction)?;
+        }
+    }
+    transaction.open_table(SCHEMA)?.insert(KEY, newest)?;
+    transaction.commit()?;
+    Ok(())
 }
 
 fn read(database: &Database) -> Result<Option<u32>, SchemaError> {
@@ -51,25 +74,49 @@ fn read(database: &Database) -> Result<Option<u32>, SchemaError> {
     }
 }
 
-fn write(database: &Database, version: u32) -> Result<(), SchemaError> {
-    let transaction = database.begin_write()?;
-    transaction.open_table(SCHEMA)?.insert(KEY, version)?;
-    transaction.commit()?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use redb::ReadableTable;
     use redb::backends::InMemoryBackend;
+
+    use super::*;
 
     #[test]
     fn records_of_a_newer_build_are_refused_with_what_to_do() {
         let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
-        write(&database, SCHEMA_VERSION + 1).unwrap();
+        let nothing: Step = |_| Ok(());
+        bring_to_the_end_of(&[nothing; SCHEMA_VERSION as usize], &database).unwrap();
         let error = agree(&database).unwrap_err();
         assert!(matches!(error, SchemaError::Newer { found } if found == SCHEMA_VERSION + 1));
         assert!(error.to_string().contains("run the newer version"), "{error}");
         assert_eq!(read(&database).unwrap(), Some(SCHEMA_VERSION + 1), "a refused file is not changed");
+    }
+    #[test]
+    fn records_of_an_older_build_go_through_all_steps_or_none() {
+        const NOTES: TableDefinition<'static, &str, u32> = TableDefinition::new("notes");
+        let note = |database: &Database| -> Option<u32> {
+            let table = database.begin_read().unwrap().open_table(NOTES).ok()?;
+            table.get("n").unwrap().map(|value| value.value())
+        };
+        let first: Step = |transaction| {
+            transaction.open_table(NOTES)?.insert("n", 1)?;
+            Ok(())
+        };
+        let second: Step = |transaction| {
+            let mut notes = transaction.open_table(NOTES)?;
+            let before = notes.get("n")?.map_or(0, |value| value.value());
+            notes.insert("n", before + 1)?;
+            Ok(())
+        };
+        let fails: Step = |_| Err(redb::Error::Corrupted("the step said so".to_owned()));
+
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        bring_to_the_end_of(&[], &database).unwrap();
+        bring_to_the_end_of(&[first, fails], &database).unwrap_err();
+        assert_eq!((read(&database).unwrap(), note(&database)), (Some(1), None));
+        bring_to_the_end_of(&[first, second], &database).unwrap();
+        assert_eq!((read(&database).unwrap(), note(&database)), (Some(3), Some(2)));
+        bring_to_the_end_of(&[first, second], &database).unwrap();
+        assert_eq!(note(&database), Some(2), "a step is taken once");
     }
 }

@@ -66,6 +66,17 @@ fn a_file_that_is_no_store_is_an_error_and_is_left_alone() {
 }
 
 #[test]
+fn a_store_that_was_half_made_when_the_power_went_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    std::fs::write(dir.path().join("state.redb.new-4711"), b"half").unwrap();
+    drop(RedbStore::open(&path, Duration::ZERO).unwrap());
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["state.redb"]);
+}
+
+#[test]
 fn a_failed_commit_changes_nothing_and_the_next_one_succeeds() {
     let store = FaultyStore::new(RedbStore::in_memory().unwrap());
     store.fail_at(2);
