@@ -164,7 +164,8 @@ fn after_a_power_cut_at_any_moment_what_was_answered_is_there() {
     for left in 1.. {
         let power = Power::on(Vec::new(), left);
         let (mut answered, mut under_way) = (Contents::new(), None);
-        let all_done = match RedbStore::on(power.clone()) {
+        let handle = power.clone();
+        let all_done = match RedbStore::on(move || handle.clone()) {
             Err(_) => false,
             Ok(store) => (0..STEPS).all(|step| {
                 let mut next = answered.clone();
@@ -189,7 +190,8 @@ fn after_a_power_cut_at_any_moment_what_was_answered_is_there() {
         for (kind, outlived) in outcomes.iter().enumerate() {
             let image = disk.after_cut(outlived);
             let fresh = image.is_empty() || answered.is_empty() && under_way.is_none();
-            let store = match RedbStore::on(Power::on(image, usize::MAX)) {
+            let next = Power::on(image, usize::MAX);
+            let store = match RedbStore::on(move || next.clone()) {
                 Ok(store) => store,
                 // A store gets its name when it is made: see `RedbStore::open`.
                 Err(_) if fresh => continue,
@@ -202,4 +204,26 @@ fn after_a_power_cut_at_any_moment_what_was_answered_is_there() {
         }
     }
     assert!(cuts > STEPS * 3, "only {cuts} cuts: the model does not see the writes");
+}
+
+#[test]
+fn a_disk_that_fails_for_a_while_stops_the_store_for_that_while() {
+    for left in 0..12 {
+        let power = Power::on(Vec::new(), usize::MAX);
+        let handle = power.clone();
+        let store = RedbStore::on(move || handle.clone()).unwrap();
+        let mut answered = Contents::new();
+        store.commit(changes(0)).unwrap();
+        apply(&mut answered, changes(0));
+        power.0.lock().unwrap().left = left;
+        while store.commit(changes(2)).is_ok() {}
+        store.commit(changes(3)).unwrap_err();
+        power.0.lock().unwrap().left = usize::MAX;
+        // The commit that failed may have got as far as the disk.
+        let (found, mut next) = (contents(&store), answered.clone());
+        apply(&mut next, changes(2));
+        assert!(found == answered || found == next, "after {left} writes: {:?}", found.keys());
+        store.commit(changes(4)).unwrap();
+        assert!(contents(&store).contains_key(&("boxes", "4".to_owned())));
+    }
 }

@@ -1,9 +1,10 @@
 //! The store itself.
 
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 use redb::backends::InMemoryBackend;
 use redb::{
@@ -75,9 +76,13 @@ pub enum OpenError {
 }
 
 /// Records in a redb file, or in memory.
-#[derive(Debug)]
+///
+/// redb refuses everything after its first failed write: the store is opened anew then, so that a disk that was full
+/// for a moment stops the daemon for that moment only.
 pub struct RedbStore {
-    database: Database,
+    /// `None`: to be opened by who needs it next.
+    database: RwLock<Option<Database>>,
+    open: Box<dyn Fn() -> Result<Database, OpenError> + Send + Sync>,
 }
 
 impl RedbStore {
@@ -93,23 +98,78 @@ impl RedbStore {
         }
         let database = open_when_free(path, wait)?;
         schema::agree(&database).map_err(|source| OpenError::Schema { path: path.to_owned(), source })?;
-        Ok(Self { database })
+        let path = path.to_owned();
+        Ok(Self::of(database, move || open_when_free(&path, Duration::ZERO)))
     }
 
     /// A store that ends with the value.
     pub fn in_memory() -> Result<Self, OpenError> {
-        Self::on(InMemoryBackend::new())
+        // Memory does not fail, so nobody will want this a second time.
+        Self::on(InMemoryBackend::new)
     }
 
     /// A store on something else than a file.
-    pub(crate) fn on(backend: impl StorageBackend) -> Result<Self, OpenError> {
+    pub(crate) fn on<B: StorageBackend>(
+        backend: impl Fn() -> B + Send + Sync + 'static,
+    ) -> Result<Self, OpenError> {
         let path = PathBuf::from("(memory)");
-        let database = Database::builder()
-            .set_cache_size(CACHE)
-            .create_with_backend(backend)
-            .map_err(|source| OpenError::Database { path: path.clone(), source: Box::new(source) })?;
+        let open = {
+            let path = path.clone();
+            move || {
+                let created = Database::builder().set_cache_size(CACHE).create_with_backend(backend());
+                created.map_err(|source| OpenError::Database { path: path.clone(), source: Box::new(source) })
+            }
+        };
+        let database = open()?;
         schema::agree(&database).map_err(|source| OpenError::Schema { path, source })?;
-        Ok(Self { database })
+        Ok(Self::of(database, open))
+    }
+
+    fn of(
+        database: Database,
+        open: impl Fn() -> Result<Database, OpenError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { database: RwLock::new(Some(database)), open: Box::new(open) }
+    }
+
+    /// Works on the database, and opens it first if the last one to do so met a failing disk.
+    fn with<T>(
+        &self,
+        operation: String,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StorageError> {
+        let failed = |source| StorageError { operation: operation.clone(), source };
+        let database = self.opened().map_err(|error| failed(Box::new(error)))?;
+        // Empty only if another caller has just met a failing disk: this one would have too.
+        let Some(open) = &*database else { return Err(failed(Box::new(redb::Error::PreviousIo))) };
+        let result = work(open);
+        drop(database);
+        if let Err(redb::Error::Io(_) | redb::Error::PreviousIo) = &result {
+            *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        result.map_err(|source| failed(Box::new(source)))
+    }
+
+    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<Database>>, OpenError> {
+        let read = || self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = read();
+        if database.is_some() {
+            return Ok(database);
+        }
+        drop(database);
+        let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_none() {
+            *slot = Some((self.open)()?);
+            tracing::info!("the state store was opened anew after the disk had failed");
+        }
+        drop(slot);
+        Ok(read())
+    }
+}
+
+impl fmt::Debug for RedbStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedbStore").field("database", &self.database).finish_non_exhaustive()
     }
 }
 
@@ -175,22 +235,16 @@ fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [
 
 impl Storage for RedbStore {
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
-        get(&self.database, table, key)
-            .map_err(|source| failed(format!("read {key} of table {}", table.0), source))
+        self.with(format!("read {key} of table {}", table.0), |database| get(database, table, key))
     }
 
     fn scan(&self, table: Table) -> Result<Vec<Record>, StorageError> {
-        scan(&self.database, table).map_err(|source| failed(format!("read table {}", table.0), source))
+        self.with(format!("read table {}", table.0), |database| scan(database, table))
     }
 
     fn commit(&self, changes: Vec<Change>) -> Result<(), StorageError> {
-        let operation = format!("write {} changes", changes.len());
-        commit(&self.database, changes).map_err(|source| failed(operation, source))
+        self.with(format!("write {} changes", changes.len()), |database| commit(database, changes))
     }
-}
-
-fn failed(operation: String, source: redb::Error) -> StorageError {
-    StorageError { operation, source: Box::new(source) }
 }
 
 fn get(database: &Database, table: Table, key: &str) -> Result<Option<Vec<u8>>, redb::Error> {
