@@ -46,6 +46,12 @@ enum Command {
     Bench(bench::Options),
     /// Check and test everything, end to end on both VMM backends.
     Test(test::Options),
+    /// The end-to-end scenarios that repeat, in their long form: hundreds of pods, of kills of the daemon and of VMMs.
+    Soak {
+        /// What runs the pods' machines.
+        #[arg(long, value_enum, default_value = "qemu")]
+        backend: test::e2e::Backend,
+    },
     /// Run one command in the virtual KVM node, where /dev/kvm works even if this machine's does not.
     Node(node::Options),
     /// Build the guest kernel, or say where the cached one is.
@@ -76,6 +82,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Soak { backend } => {
+            test::e2e::soak(backend)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Node(options) => {
             packages::ensure(packages::Set::Test)?;
             node::run_command(&options)

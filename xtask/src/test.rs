@@ -3,7 +3,7 @@
 //! A failing stage does not stop the others. What a machine cannot run is skipped and the summary says why.
 
 mod deny;
-mod e2e;
+pub(crate) mod e2e;
 mod fuzz;
 mod umoci;
 

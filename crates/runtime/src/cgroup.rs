@@ -88,6 +88,18 @@ pub(crate) fn make(planned: &[PathBuf]) -> Vec<PathBuf> {
     made
 }
 
+/// How many processes of these cgroups the host's kernel has killed for want of memory, theirs or the node's.
+pub(crate) fn oom_kills(cgroups: &[PathBuf]) -> u64 {
+    // cgroup v2 and v1 (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
+    let files = ["memory.events", "memory.oom_control"];
+    let read = |file| cgroups.iter().filter_map(move |path| fs::read_to_string(path.join(file)).ok());
+    files.into_iter().flat_map(read).filter_map(|text| oom_kill_count(&text)).sum()
+}
+
+fn oom_kill_count(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// Removes a cgroup whose processes have ended.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_dir(path) {
@@ -216,6 +228,18 @@ mod tests {
         );
         assert_eq!(parent_path("/kubepods/burstable/pod1").unwrap(), Path::new("kubepods/burstable/pod1"));
         assert_eq!(parent_path("/a/b.slice").unwrap(), Path::new("a/b.slice"));
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_on_both_kinds_of_hierarchy() {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = ["v1", "v2", "none"].map(|name| dir.path().join(name));
+        groups.iter().for_each(|group| fs::create_dir(group).unwrap());
+        fs::write(groups[0].join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+            .unwrap();
+        assert_eq!(oom_kills(&groups), 1);
+        fs::write(groups[1].join("memory.events"), "low 0\noom 9\noom_kill 2\noom_group_kill 7\n").unwrap();
+        assert_eq!(oom_kills(&groups), 3);
     }
 
     #[test]

@@ -10,20 +10,53 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Done, Options};
-use crate::{dist, node, paths, process, tools, ui};
+use crate::{dist, node, packages, paths, process, tools, ui};
 
 const NODE_MEMORY_MIB: u32 = 6144;
 const NODE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 pub(super) fn qemu(_: &Options) -> Result<Done> {
+    on_qemu(&[], &[])
+}
+
+pub(super) fn libkrun(_: &Options) -> Result<Done> {
+    on_libkrun(&[], &[], NODE_LIMIT)
+}
+
+/// The scenarios that do the same things very often, in their long form.
+pub(crate) fn soak(backend: Backend) -> Result<()> {
+    packages::ensure(packages::Set::Test)?;
+    let (only, environment) = (["endurance::"], [("A3S_BOX_SOAK", "1".to_owned())]);
+    let done = match backend {
+        Backend::Qemu => on_qemu(&only, &environment)?,
+        Backend::Libkrun => on_libkrun(&only, &environment, 3 * NODE_LIMIT)?,
+    };
+    match done {
+        Done::Passed(words) | Done::Skipped(words) => ui::note(&words),
+    }
+    Ok(())
+}
+
+/// What runs the pods' machines.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Backend {
+    /// On this machine, by software emulation.
+    Qemu,
+    /// In the virtual KVM node.
+    Libkrun,
+}
+
+fn on_qemu(only: &[&str], environment: &[(&str, String)]) -> Result<Done> {
     need_root()?;
     let (layout, suite) = prepare()?;
     let mut counts = String::new();
     let ran = process::lines(
         Command::new(&suite)
             .args(ARGUMENTS)
+            .args(only)
             .env("A3S_BOX_DIST", &layout)
             .env("A3S_BOX_BACKEND", "qemu")
+            .envs(environment.iter().cloned())
             .current_dir(paths::repo()),
         |line| {
             println!("{line}");
@@ -34,19 +67,14 @@ pub(super) fn qemu(_: &Options) -> Result<Done> {
     Ok(Done::Passed(format!("backend qemu (software emulation): {counts}")))
 }
 
-pub(super) fn libkrun(_: &Options) -> Result<Done> {
+fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) -> Result<Done> {
     let (layout, suite) = prepare()?;
     let mut command = vec![suite.to_string_lossy().into_owned()];
-    command.extend(ARGUMENTS.iter().map(|argument| (*argument).to_owned()));
-    let run = node::Run {
-        command: &command,
-        environment: &[
-            ("A3S_BOX_DIST", layout.to_string_lossy().into_owned()),
-            ("A3S_BOX_BACKEND", "libkrun".to_owned()),
-        ],
-        memory_mib: NODE_MEMORY_MIB,
-        limit: NODE_LIMIT,
-    };
+    command.extend(ARGUMENTS.iter().chain(only).map(|argument| (*argument).to_owned()));
+    let mut variables = environment.to_vec();
+    variables.push(("A3S_BOX_DIST", layout.to_string_lossy().into_owned()));
+    variables.push(("A3S_BOX_BACKEND", "libkrun".to_owned()));
+    let run = node::Run { command: &command, environment: &variables, memory_mib: NODE_MEMORY_MIB, limit };
     let mut counts = String::new();
     let mut attempt = || {
         run.execute(|line| {

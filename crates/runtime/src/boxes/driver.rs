@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ use super::live::{BoxLife, LiveBox, Obituary};
 use super::owed::Owed;
 use super::release::{object, release};
 use crate::api::BoxStatus;
+use crate::cgroup;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::events::{Happened, Subject};
 use crate::records::{BoxRecord, HostObject};
@@ -227,7 +229,9 @@ impl BoxDriver {
     /// The VM ended without being asked to.
     async fn died(&mut self, exit: MachineExit) {
         let Some(live) = self.live() else { return };
-        let obituary = Obituary::unexpected(live.machine.as_ref(), exit).await;
+        let cgroups = self.record.plan.as_ref().map(|plan| plan.cgroups.clone()).unwrap_or_default();
+        let kills = spawn_blocking(move || cgroup::oom_kills(&cgroups)).await.unwrap_or_default();
+        let obituary = Obituary::unexpected(live.machine.as_ref(), exit, kills > 0).await;
         self.bury(obituary).await;
     }
 

@@ -34,6 +34,8 @@ pub(crate) async fn last_words(machine: &dyn Machine) -> String {
     printable(&words.unwrap_or_default(), MESSAGE_LIMIT)
 }
 
+const OUT_OF_MEMORY: &str = " (the host ran out of memory, or the pod out of its limit on the host: a process of the VM was killed for it)";
+
 /// Why a box ended, for its sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Obituary {
@@ -54,9 +56,11 @@ impl Obituary {
         Self { cause, message }
     }
 
-    /// Of a VM that ended without being asked to.
-    pub(crate) async fn unexpected(machine: &dyn Machine, exit: MachineExit) -> Self {
+    /// Of a VM that ended without being asked to. `out_of_memory`: the host's kernel has killed processes of its cgroups
+    /// for that reason.
+    pub(crate) async fn unexpected(machine: &dyn Machine, exit: MachineExit, out_of_memory: bool) -> Self {
         let words = last_words(machine).await;
+        let why = if out_of_memory { OUT_OF_MEMORY } else { "" };
         let with_words = |what: &str| match words.trim() {
             "" => what.to_owned(),
             words => format!("{what}; its last words: {words}"),
@@ -70,12 +74,12 @@ impl Obituary {
                 }
             },
             MachineExit::Failed { code } => {
-                Self::died(with_words(&format!("the VM failed with exit code {code}")))
+                Self::died(with_words(&format!("the VM failed with exit code {code}{why}")))
             }
             MachineExit::Killed { signal } => {
-                Self::died(with_words(&format!("the VM was killed by signal {signal}")))
+                Self::died(with_words(&format!("the VM was killed by signal {signal}{why}")))
             }
-            MachineExit::Vanished => Self::died(with_words("the VM is gone")),
+            MachineExit::Vanished => Self::died(with_words(&format!("the VM is gone{why}"))),
         }
     }
 

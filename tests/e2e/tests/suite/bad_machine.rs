@@ -1,18 +1,25 @@
 //! Machines and guests that do not work: a daemon of its own with a broken part.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use a3s_box_cri::proto::ContainerState;
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::image::{Encoding, Image, Layer};
+use a3s_box_e2e::processes::descriptors;
 use a3s_box_e2e::registry::write_hosts_toml;
+use a3s_box_e2e::wait;
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
 use tonic::{Code, Status};
 
-use crate::suite::Suite;
+use crate::suite::{Suite, exit_code, launch, log_lines, logged};
 
 /// A second daemon with its own state and these extra lines of configuration.
 async fn broken(
@@ -126,6 +133,136 @@ pub(crate) async fn a_full_disk_fails_the_pull_and_says_so(suite: &Suite) -> Res
     let status = daemon.stop().await?;
     ensure!(status.success(), "the daemon ended with {status}");
     drop(disk);
+    Ok(())
+}
+
+/// Takes all the space there is, until it is dropped.
+struct Filler(PathBuf);
+
+impl Filler {
+    fn fill(disk: &SmallDisk) -> Result<Self> {
+        let path = disk.0.join("filler");
+        let mut file = fs::File::create(&path)?;
+        for block in [1 << 20, 4096, 1] {
+            let zeros = vec![0; block];
+            while file.write_all(&zeros).is_ok() {}
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        // A disk that stays full fails the scenario by itself.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Records, scratch disks and logs have no room: new pods fail, old ones go on, and no line is lost.
+pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suite) -> Result<()> {
+    const LINES: usize = 40_000;
+    // So much that the guest cannot keep it for a log that is not written.
+    const PADDING: &str = "................................................";
+    let root = SmallDisk::mount(suite.state().join("full/root"), 128)?;
+    let logs = SmallDisk::mount(suite.state().join("full/logs"), 1)?;
+    write_hosts_toml(&suite.state().join("full/certs.d"), &suite.registry().host())?;
+    let (daemon, mut client) = broken(suite, "full", suite.backend(), &[]).await?;
+    client.pull(suite.shell()).await?;
+    let mut config = suite.pod("old")?;
+    config.log_directory = logs.0.to_string_lossy().into_owned();
+    let pod = client.run_pod(&config).await?;
+    let script =
+        format!("i=0; while [ $i -lt {LINES} ]; do echo line $i {PADDING}; i=$((i+1)); done; echo the end");
+    let container = launch(&mut client, &pod, suite.script("main", &script), &config).await?;
+    let sleeper = launch(&mut client, &pod, suite.script("side", "sleep 3600"), &config).await?;
+    wait::until("a full log disk", Duration::from_secs(60), || {
+        let room = statvfs(&logs.0).map(|disk| disk.blocks_available());
+        async move { Ok((room? == 0).then_some(())) }
+    })
+    .await?;
+
+    let filler = Filler::fill(&root)?;
+    let error = client.run_pod(&suite.pod("new")?).await.err().context("a pod was made on a full disk")?;
+    ensure!(error.message().to_lowercase().contains("space"), "{error}");
+    ensure!(client.pods().await? == [pod.clone()], "the failed pod is listed");
+    let said = client.exec(&sleeper, &["echo", "still here"], 30).await?;
+    ensure!(said.stdout == b"still here\n", "{said:?}");
+    let status = client.container_status(&container).await?;
+    ensure!(status.state() == ContainerState::ContainerRunning, "it waits for its log: {status:?}");
+
+    drop(filler);
+    let new = client.run_pod(&suite.pod("new")?).await.context("the pod, when there is room again")?;
+    client.remove_pod(&new).await?;
+    mount(None::<&str>, &logs.0, None::<&str>, MsFlags::MS_REMOUNT, Some("size=32m"))?;
+    logged(&config, "main", "the end").await?;
+    ensure!(exit_code(&client, &container).await? == 0);
+    let lines = log_lines(&config, "main")?;
+    ensure!(lines.len() == LINES + 1, "{} lines of {LINES}", lines.len());
+    for (number, line) in lines[..LINES].iter().enumerate() {
+        ensure!(line.2 == format!("line {number} {PADDING}"), "line {number} is {:?}", line.2);
+    }
+    client.remove_pod(&pod).await?;
+    let status = daemon.stop().await?;
+    ensure!(status.success(), "the daemon ended with {status}");
+    Ok(())
+}
+
+fn limit_descriptors(daemon: &Daemon, soft: usize) -> Result<()> {
+    let (pid, limit) = (format!("--pid={}", daemon.pid()), format!("--nofile={soft}:"));
+    let status = Command::new("prlimit").args([pid, limit]).status().context("starting prlimit")?;
+    ensure!(status.success(), "prlimit ended with {status}");
+    Ok(())
+}
+
+/// A daemon that has no descriptors left says so, and serves again when there are some.
+pub(crate) async fn a_daemon_without_descriptors_recovers(suite: &Suite) -> Result<()> {
+    write_hosts_toml(&suite.state().join("nofile/certs.d"), &suite.registry().host())?;
+    let (daemon, mut client) = broken(suite, "nofile", suite.backend(), &[]).await?;
+    client.pull(suite.shell()).await?;
+    let config = suite.pod("old")?;
+    let pod = client.run_pod(&config).await?;
+    let script =
+        "i=0; while [ ! -e /tmp/stop ]; do echo line $i; i=$((i+1)); sleep 0.05; done; echo total $i";
+    let container = launch(&mut client, &pod, suite.script("main", script), &config).await?;
+
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid()))?;
+    let files = limits.lines().find(|line| line.starts_with("Max open files"));
+    let usual: usize = files.and_then(|line| line.split_whitespace().nth(3)).context("a limit")?.parse()?;
+    limit_descriptors(&daemon, descriptors(daemon.pid())? + 3)?;
+    let calls = (0..8).map(|number| {
+        let (mut client, config) = (client.clone(), suite.pod(&format!("new-{number}")));
+        async move { Ok::<_, anyhow::Error>(client.run_pod(&config?).await) }
+    });
+    let answers = futures::future::try_join_all(calls).await?;
+    let refused: Vec<&Status> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+    ensure!(refused.len() >= 4, "{answers:?}");
+    ensure!(
+        refused.iter().all(|status| status.message().contains("Too many open files")),
+        "{:?}",
+        refused.iter().map(|status| status.message()).collect::<Vec<_>>()
+    );
+    // Those who come now wait for a descriptor; they must not keep the daemon from serving the others.
+    let socket = suite.state().join("nofile/run/a3s-box.sock");
+    let waiting: Vec<_> = (0..8).map(|_| UnixStream::connect(&socket)).collect::<Result<_, _>>()?;
+    client.status().await.context("a client that is connected")?;
+    limit_descriptors(&daemon, usual)?;
+    drop(waiting);
+
+    for pod in answers.into_iter().flatten() {
+        client.remove_pod(&pod).await?;
+    }
+    let new = client.run_pod(&suite.pod("new")?).await.context("a pod, when there are descriptors again")?;
+    client.remove_pod(&new).await?;
+    Client::connect(&socket).await?.version().await.context("a client that comes later")?;
+    client.exec(&container, &["touch", "/tmp/stop"], 30).await?;
+    ensure!(exit_code(&client, &container).await? == 0);
+    let lines: Vec<String> = log_lines(&config, "main")?.into_iter().map(|line| line.2).collect();
+    let expected = (0..lines.len() - 1).map(|number| format!("line {number}"));
+    let expected: Vec<String> = expected.chain([format!("total {}", lines.len() - 1)]).collect();
+    ensure!(lines == expected, "{lines:?}");
+    client.remove_pod(&pod).await?;
+    let status = daemon.stop().await?;
+    ensure!(status.success(), "the daemon ended with {status}");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Virtual machines that end when nobody asked them to: everybody is told at once, and why.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use a3s_box_cri::proto::{
@@ -91,6 +92,49 @@ pub(crate) async fn a_killed_vmm_takes_its_containers_along(suite: &Suite) -> Re
     ensure!((status.exit_code, status.reason.as_str()) == (137, "VMKilled"), "{status:?}");
     ensure!(status.message.contains("signal 9"), "{status:?}");
     Ok(())
+}
+
+/// A node whose memory is overcommitted: its kernel ends the VM, and people must learn that from the pod.
+pub(crate) async fn a_vmm_that_the_host_kills_for_memory_is_told(suite: &Suite) -> Result<()> {
+    let starve = async |client: &mut Client, container: &str, vmm: i32| {
+        let group = memory_group(vmm)?;
+        let (used, limit) = match group.join("memory.max").exists() {
+            true => ("memory.current", "memory.max"),
+            false => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
+        };
+        let used: u64 = fs::read_to_string(group.join(used))?.trim().parse()?;
+        fs::write(group.join(limit), (used + (16 << 20)).to_string())?;
+        let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=60 2> /dev/null; echo lived";
+        let said = client.exec(container, &["sh", "-c", script], 30).await;
+        ensure!(said.is_err(), "60 MiB did not pass the limit: {said:?}");
+        Ok(())
+    };
+    let status = dies(suite, "starved", starve).await?;
+    ensure!((status.exit_code, status.reason.as_str()) == (137, "VMKilled"), "{status:?}");
+    ensure!(status.message.contains("ran out of memory"), "{status:?}");
+    Ok(())
+}
+
+/// The cgroup that bounds a process's memory on the host.
+fn memory_group(pid: i32) -> Result<PathBuf> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let of = |wanted: &str| {
+        groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let controllers = fields.next()?;
+            controllers.split(',').any(|name| name == wanted).then(|| fields.next()).flatten()
+        })
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mounted = |end: &str| {
+        let line = mounts.lines().find(|line| line.contains(" - cgroup") && line.ends_with(end))?;
+        line.split(' ').nth(4).map(str::to_owned)
+    };
+    let (mount, path) = match of("memory") {
+        Some(path) => (mounted("memory").context("the memory controller is mounted")?, path),
+        None => ("/sys/fs/cgroup".to_owned(), of("").context("cgroup v2 is mounted")?),
+    };
+    Ok(PathBuf::from(mount).join(path.trim_start_matches('/')))
 }
 
 pub(crate) async fn a_guests_panic_is_told_with_its_words(suite: &Suite) -> Result<()> {

@@ -16,6 +16,7 @@ mod cli_run;
 mod cli_streams;
 mod containers;
 mod deaths;
+mod endurance;
 mod events;
 mod images;
 mod logs;
@@ -90,6 +91,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     streams::a_client_that_vanishes_ends_its_commands_input,
     streams::many_short_commands_leave_nothing_in_the_daemon,
     deaths::a_killed_vmm_takes_its_containers_along,
+    deaths::a_vmm_that_the_host_kills_for_memory_is_told,
     deaths::a_guests_panic_is_told_with_its_words,
     deaths::a_guest_that_powers_itself_off_is_told,
     volumes::a_folder_of_the_host_is_shared_as_asked,
@@ -116,7 +118,12 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
     bad_machine::a_guest_that_dies_while_booting_shows_its_last_words,
     bad_machine::a_full_disk_fails_the_pull_and_says_so,
+    bad_machine::a_full_disk_fails_new_pods_and_keeps_the_others,
+    bad_machine::a_daemon_without_descriptors_recovers,
     bad_machine::a_missing_hypervisor_is_named,
+    endurance::vmms_are_killed_again_and_again,
+    endurance::pods_survive_kills_of_the_daemon_at_random_moments,
+    endurance::many_pods_come_and_go,
     suite::nothing_is_left_when_the_daemon_has_stopped,
 ];
 

@@ -257,12 +257,15 @@ pub(crate) async fn a_command_that_nobody_reads_takes_bounded_memory(suite: &Sui
         let streams = ["error", "stdout", "stderr"].map(|name| connection.open(kind(name)));
         unread.push((connection, streams));
     }
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let (guest, daemon) =
-        (guest - available(&mut client, &container).await?, suite.daemon_memory()? as i64 - daemon as i64);
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let guest = guest - available(&mut client, &container).await?;
+        taken.push((guest, suite.daemon_memory()? as i64 - daemon as i64));
+    }
     // A guest makes tens of megabytes in each of these seconds, if somebody takes them.
-    ensure!(guest < 24 << 10, "four unread commands take {guest} KiB in the guest");
-    ensure!(daemon < 24 << 10, "four unread commands take {daemon} KiB in the daemon");
+    let bounded = taken.iter().all(|(guest, daemon)| *guest < 48 << 10 && *daemon < 24 << 10);
+    ensure!(bounded, "KiB that four unread commands take in the guest and in the daemon: {taken:?}");
     drop(unread);
     client.remove_pod(&pod).await?;
     Ok(())

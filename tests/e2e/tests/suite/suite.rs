@@ -146,9 +146,13 @@ impl Suite {
 
     /// Resident memory of the daemon in KiB.
     pub(crate) fn daemon_memory(&self) -> Result<u64> {
+        memory(self.daemon_pid()?, "VmRSS")
+    }
+
+    pub(crate) fn daemon_pid(&self) -> Result<u32> {
         let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
         let (daemon, _) = daemon.as_ref().context("the daemon has been stopped")?;
-        memory(daemon.pid(), "VmRSS")
+        Ok(daemon.pid())
     }
 
     /// A pod of that name; its logs go to a folder of its own.
