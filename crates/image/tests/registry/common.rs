@@ -19,34 +19,52 @@ use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
-/// Records in memory; commits can be told to fail.
+/// Records in memory; commits, or one call, can be told to fail.
 #[derive(Default)]
 pub(crate) struct Memory {
     records: Mutex<BTreeMap<(&'static str, String), Vec<u8>>>,
     pub(crate) fail_commits: std::sync::atomic::AtomicBool,
+    /// The call that fails, counted down; `None`: none.
+    pub(crate) calls_left: Mutex<Option<usize>>,
 }
 
 impl Memory {
     pub(crate) fn forget_table(&self, table: &str) {
         self.records.lock().unwrap().retain(|(name, _), _| *name != table);
     }
+
+    fn count(&self) -> Result<(), StorageError> {
+        let mut left = self.calls_left.lock().unwrap();
+        *left = left.and_then(|left| left.checked_sub(1));
+        match *left {
+            Some(0) => Err(disk_full()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn disk_full() -> StorageError {
+    let source = std::io::Error::from(std::io::ErrorKind::StorageFull).into();
+    StorageError { operation: "commit".into(), source }
 }
 
 impl Storage for Memory {
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
+        self.count()?;
         Ok(self.records.lock().unwrap().get(&(table.0, key.to_owned())).cloned())
     }
 
     fn scan(&self, table: Table) -> Result<Vec<Record>, StorageError> {
+        self.count()?;
         let records = self.records.lock().unwrap();
         let ours = records.iter().filter(|((name, _), _)| *name == table.0);
         Ok(ours.map(|((_, key), value)| (key.clone(), value.clone())).collect())
     }
 
     fn commit(&self, changes: Vec<Change>) -> Result<(), StorageError> {
+        self.count()?;
         if self.fail_commits.load(std::sync::atomic::Ordering::SeqCst) {
-            let source = std::io::Error::from(std::io::ErrorKind::StorageFull).into();
-            return Err(StorageError { operation: "commit".into(), source });
+            return Err(disk_full());
         }
         let mut records = self.records.lock().unwrap();
         for change in changes {

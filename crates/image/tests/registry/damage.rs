@@ -184,3 +184,38 @@ async fn a_file_that_nobody_measured_is_not_called_good() {
     assert_eq!((verified.good, verified.damaged.len()), (2, 0));
     assert_eq!(store.verify().await.unwrap().good, 4, "the first verification measured them");
 }
+
+/// The store's records and the registry, failing at the n-th call, for every n.
+#[tokio::test]
+async fn a_fault_at_any_call_of_a_pull_leaves_nothing_and_the_pull_can_be_repeated() {
+    let image = two_layers();
+    for call in 1.. {
+        let (registry, fixture) = (Registry::good().await, Fixture::new());
+        let reference = registry.put("x", "1", &image);
+        *fixture.storage.calls_left.lock().unwrap() = Some(call);
+        let life = async {
+            fixture.store.pull(&reference, None, None).await?;
+            fixture.store.remove(&reference).await
+        };
+        let outcome = life.await;
+        let spent = fixture.storage.calls_left.lock().unwrap().take().is_none_or(|left| left == 0);
+        if !spent {
+            outcome.unwrap();
+            assert!(call > 2, "the records were hardly asked");
+            break;
+        }
+        fixture.assert_tmp_is_empty().await;
+        let record = fixture.store.pull(&reference, None, None).await.unwrap();
+        assert_eq!(record.id, image.id.to_string(), "after a fault in call {call}");
+        let verified = fixture.store.verify().await.unwrap();
+        // Layers are measured after the pull has answered.
+        let whole = verified.good + verified.unmeasured.len();
+        assert_eq!((whole, verified.damaged.len()), (4, 0), "after a fault in call {call}");
+        fixture.store.remove(&reference).await.unwrap();
+        assert_eq!(fixture.store.list(), []);
+        for kind in ["erofs", "blobs/sha256"] {
+            let left = std::fs::read_dir(fixture.images().join(kind)).unwrap().count();
+            assert_eq!(left, 0, "{kind} after a fault in call {call}");
+        }
+    }
+}
