@@ -32,7 +32,15 @@ pub(crate) struct BadParent(String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
     mount: PathBuf,
-    cpuset_v1: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    V2,
+    /// The cpuset controller of v1, which wants more than a directory.
+    CpusetV1,
+    OtherV1,
 }
 
 /// What a box is to have in the hierarchies; nothing is made.
@@ -123,16 +131,27 @@ fn make_one(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
     for level in below.components() {
         let parent = current.clone();
         current.push(level);
+        if hierarchy.kind == Kind::V2 {
+            count_memory_below(&parent);
+        }
         match fs::create_dir(&current) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        if hierarchy.cpuset_v1 {
+        if hierarchy.kind == Kind::CpusetV1 {
             inherit_cpuset(&parent, &current)?;
         }
     }
     Ok(())
+}
+
+/// Groups of v2 count what their parent has them count. Memory tells why a VM was killed; without it nothing else is lost,
+/// and a hierarchy beside v1 has no controllers.
+fn count_memory_below(parent: &Path) {
+    if let Err(error) = fs::write(parent.join("cgroup.subtree_control"), "+memory") {
+        tracing::debug!(path = %parent.display(), %error, "memory is not counted below this cgroup");
+    }
 }
 
 /// A group of the v1 cpuset controller takes processes only after it was given processors and memory nodes.
@@ -185,15 +204,16 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
         let mut right = right.split(' ');
         let (kind, options) = (right.next(), right.nth(1).unwrap_or(""));
         let has = |controller: &str| options.split(',').any(|option| option == controller);
-        let wanted = match kind {
-            Some("cgroup2") => true,
-            Some("cgroup") => V1_CONTROLLERS.iter().any(|controller| has(controller)),
-            Some(_) | None => false,
+        let kind = match kind {
+            Some("cgroup2") => Some(Kind::V2),
+            Some("cgroup") if has("cpuset") => Some(Kind::CpusetV1),
+            Some("cgroup") if V1_CONTROLLERS.iter().any(|controller| has(controller)) => Some(Kind::OtherV1),
+            Some(_) | None => None,
         };
         // A bind mount of a part of a hierarchy shows other groups' files, not the hierarchy.
         let whole = root == "/" && !found.iter().any(|known| known.mount == Path::new(mount));
-        if wanted && whole {
-            found.push(Hierarchy { mount: mount.into(), cpuset_v1: kind == Some("cgroup") && has("cpuset") });
+        if let Some(kind) = kind.filter(|_| whole) {
+            found.push(Hierarchy { mount: mount.into(), kind });
         }
     }
     found
@@ -217,7 +237,8 @@ mod tests {
         let found = hierarchies(HYBRID);
         let mounts: Vec<_> = found.iter().map(|h| h.mount.to_str().unwrap()).collect();
         assert_eq!(mounts, ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpuset", "/sys/fs/cgroup/unified"]);
-        assert_eq!(found.iter().map(|h| h.cpuset_v1).collect::<Vec<_>>(), [false, true, false]);
+        let kinds: Vec<_> = found.iter().map(|h| h.kind).collect();
+        assert_eq!(kinds, [Kind::OtherV1, Kind::CpusetV1, Kind::V2]);
     }
 
     #[test]

@@ -181,3 +181,35 @@ fn a_client_that_dawdles_is_let_go_and_the_log_is_complete() {
     assert_eq!(lines.len(), 3000);
     assert!(lines.last().unwrap().ends_with("2999"));
 }
+
+/// A disk that syncs for minutes: whoever changes something waits for it, nobody else.
+#[test]
+fn a_disk_that_does_not_answer_holds_up_only_what_needs_it() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let m = daemon.manager.clone();
+    let (id, session) = within(&daemon, async { start(&world, &m, container("c", &["count", "200"])).await });
+    let stalled = world.disk.clone();
+    let stalled = stalled.write().unwrap();
+    let waiting: Vec<_> = (0..20)
+        .map(|number| {
+            let (m, spec) = (m.clone(), pod(&format!("new-{number}"), &world.path("logs")));
+            daemon.spawn(async move { m.run_box(spec).await })
+        })
+        .collect();
+    within(&daemon, async {
+        assert_eq!(m.list_boxes().len(), 1);
+        assert_eq!(m.exec_sync(&session, process(&["print", "x"]), None, 10).await.unwrap().stdout, b"x");
+        while log_lines(&world.path("logs/c/0.log")).len() < 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waiting.iter().all(|start| !start.is_finished()), "they wait for the disk");
+    drop(stalled);
+    within(&daemon, async {
+        for start in waiting {
+            start.await.unwrap().unwrap();
+        }
+        m.remove_box(&id).await.unwrap();
+    });
+}

@@ -13,7 +13,7 @@ use super::{Done, Options};
 use crate::{dist, node, packages, paths, process, tools, ui};
 
 const NODE_MEMORY_MIB: u32 = 6144;
-const NODE_LIMIT: Duration = Duration::from_secs(15 * 60);
+const NODE_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 pub(super) fn qemu(_: &Options) -> Result<Done> {
     on_qemu(&[], &[])

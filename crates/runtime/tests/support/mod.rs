@@ -12,7 +12,7 @@ pub mod machine;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -60,6 +60,8 @@ impl Faults {
 struct FaultyStorage {
     inner: Arc<RedbStore>,
     faults: Arc<Faults>,
+    /// Held: the disk does not answer.
+    disk: Arc<RwLock<()>>,
 }
 
 impl FaultyStorage {
@@ -80,6 +82,7 @@ impl Storage for FaultyStorage {
     }
     fn commit(&self, changes: Vec<Change>) -> Result<(), StorageError> {
         self.hit("storage commit")?;
+        let _answers = self.disk.read().unwrap();
         self.inner.commit(changes)
     }
 }
@@ -138,6 +141,8 @@ pub struct World {
     pub faults: Arc<Faults>,
     pub networks: Arc<FakeNetworks>,
     pub vmm: Arc<FakeVmm>,
+    /// While it is held for writing, the store's disk does not answer.
+    pub disk: Arc<RwLock<()>>,
     store: Arc<RedbStore>,
     guests: Option<Runtime>,
 }
@@ -151,6 +156,7 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             networks: Arc::new(FakeNetworks { faults: faults.clone(), held: Mutex::default() }),
             vmm: Arc::new(FakeVmm::new(faults.clone(), guests.handle().clone())),
+            disk: Arc::default(),
             store: Arc::new(RedbStore::in_memory().unwrap()),
             faults,
             guests: Some(guests),
@@ -184,7 +190,11 @@ impl World {
     pub fn daemon_with(&self, config: RuntimeConfig) -> Result<Daemon, RuntimeError> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let storage = Arc::new(FaultyStorage { inner: self.store.clone(), faults: self.faults.clone() });
+        let storage = Arc::new(FaultyStorage {
+            inner: self.store.clone(),
+            faults: self.faults.clone(),
+            disk: self.disk.clone(),
+        });
         let manager = runtime.block_on(BoxManager::start(config, storage, self.vmm.clone()))?;
         Ok(Daemon { runtime: Some(runtime), manager })
     }
