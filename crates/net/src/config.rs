@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::local::LocalConfig;
+
 /// Who connects pods.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -12,8 +14,20 @@ pub enum NetMode {
     /// The node's CNI plugins.
     #[default]
     Cni,
+    /// The built-in bridge, whatever CNI configuration there is.
+    Local,
     /// Nobody: every pod has a loopback interface and nothing else.
     None,
+}
+
+/// Who connects pods in mode `cni` on a node without a CNI configuration. One that is there and broken is not replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// Nobody: they cannot be run.
+    #[default]
+    None,
+    /// The built-in bridge.
+    Local,
 }
 
 /// Settings of the network adapter.
@@ -21,6 +35,10 @@ pub enum NetMode {
 pub struct NetConfig {
     /// Who connects pods.
     pub mode: NetMode,
+    /// Who connects pods where there is no CNI configuration.
+    pub fallback: Fallback,
+    /// The built-in bridge.
+    pub local: LocalConfig,
     /// Where CNI configurations lie; the lexically first file decides.
     pub conf_dir: PathBuf,
     /// Where plugins are looked for, in this order.
@@ -42,6 +60,8 @@ impl Default for NetConfig {
     fn default() -> Self {
         Self {
             mode: NetMode::Cni,
+            fallback: Fallback::None,
+            local: LocalConfig::default(),
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/a3s-box/cni".into(),

@@ -1,12 +1,13 @@
-//! Pod networking: CNI execution, network namespaces, taps and traffic redirection.
+//! Pod networking: CNI execution, a bridge of our own for hosts without CNI, network namespaces, taps and traffic
+//! redirection.
 //!
 //! ```text
-//!   setup:     record ──> netns ──> CNI ADD … ADD ──> tap + redirect ──> record, PodNetwork
-//!   teardown:  CNI DEL … DEL (reverse) ──> netns (and with it veth and tap) ──> record
+//!   setup:     record ──> netns ──> CNI ADD … ADD, or local ──> tap + redirect ──> record, PodNetwork
+//!   teardown:  CNI DEL … DEL (reverse), or local ──> netns (and with it veth and tap) ──> record
 //! ```
 //!
-//! Everything a pod holds on the host hangs on two things: what its CNI plugins did, and its
-//! network namespace. Both are written down ([`NetConfig::cache_dir`]) before they are made, under
+//! Everything a pod holds on the host hangs on two things: what its CNI plugins or the
+//! [`local`] network did, and its network namespace. Both are written down ([`NetConfig::cache_dir`]) before they are made, under
 //! names that follow from the box id alone ([`names`]), so that [`PodNetworking::teardown`] needs
 //! nothing but the id, whatever happened in between. The tap and the redirection live inside the
 //! namespace and vanish with it.
@@ -17,6 +18,7 @@
 mod attach;
 pub mod cni;
 mod config;
+pub mod local;
 pub mod names;
 mod netlink;
 pub mod netns;
@@ -29,7 +31,8 @@ mod usage;
 mod view;
 
 pub use attach::AttachError;
-pub use config::{NetConfig, NetMode};
+pub use config::{Fallback, NetConfig, NetMode};
+pub use local::{LocalConfig, LocalError, Subnet};
 pub use pods::{PodNetworking, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest};
 pub use record::RecordError;
 pub use status::NetworkStatus;

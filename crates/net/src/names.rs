@@ -18,6 +18,11 @@ pub fn netns_path(netns_dir: &Path, id: &BoxId) -> PathBuf {
     netns_dir.join(netns(id))
 }
 
+/// The host's end of the cable to a box on the local network: as long as a link's name may be.
+pub(crate) fn veth(id: &BoxId) -> String {
+    format!("a3s{}", id.short())
+}
+
 /// CNI's `CNI_CONTAINERID`.
 pub fn container_id(id: &BoxId) -> &str {
     id.as_str()

@@ -12,10 +12,11 @@ use thiserror::Error;
 use crate::attach::{self, AttachError, PodInterface};
 use crate::cni::request::Offer;
 use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
-use crate::config::{NetConfig, NetMode};
+use crate::config::{Fallback, NetConfig, NetMode};
+use crate::local::{self, LocalConfig, LocalError, Wish};
 use crate::names;
 use crate::netns::{self, NetnsError};
-use crate::record::{Connection, Record, RecordError, Records};
+use crate::record::{CniConnection, Connection, Record, RecordError, Records};
 use crate::status::{self, NetworkStatus};
 use crate::turns::{Turn, Turns};
 
@@ -110,6 +111,9 @@ pub enum SetupFailure {
     /// A plugin failed.
     #[error(transparent)]
     Cni(#[from] AddError),
+    /// The built-in network failed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
     /// The last metre failed.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -124,6 +128,9 @@ pub enum TeardownError {
     /// A plugin's DEL failed.
     #[error(transparent)]
     Plugin(#[from] PluginError),
+    /// The built-in network could not let it go.
+    #[error(transparent)]
+    Local(#[from] LocalError),
     /// The namespace could not be removed.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -204,10 +211,14 @@ impl PodNetworking {
         netns::create(&netns, turn).await?;
         let interfaces = match &mut record.connection {
             None => Vec::new(),
-            Some(connection) => {
+            Some(Connection::Cni(connection)) => {
                 let result = self.chain(connection).add(&connection.attachment).await?;
                 connection.result = Some(result.for_next(connection.list.version));
                 pod_interfaces(&result, &connection.attachment)
+            }
+            Some(Connection::Local { local }) => {
+                let SetupRequest { box_id, identity, port_mappings, .. } = request.clone();
+                local::connect(local, Wish { box_id, identity, port_mappings }, &netns, turn).await?
             }
         };
         // Without this a crash during the next step would make DEL do without ADD's result.
@@ -222,8 +233,14 @@ impl PodNetworking {
     fn connection(&self, request: &SetupRequest, netns: &Path) -> Result<Option<Connection>, SetupFailure> {
         match (self.config.mode, request.mode) {
             (NetMode::None, _) | (_, NetworkMode::None) => Ok(None),
+            (NetMode::Local, NetworkMode::Pod) => Ok(Some(self.local())),
             (NetMode::Cni, NetworkMode::Pod) => {
-                let list = conf::discover(&self.config.conf_dir)?;
+                let list = match conf::discover(&self.config.conf_dir) {
+                    Err(ConfError::Missing { .. }) if self.config.fallback == Fallback::Local => {
+                        return Ok(Some(self.local()));
+                    }
+                    other => other?,
+                };
                 exec::find_all(&list, &self.config.bin_dirs)?;
                 let offer = Offer {
                     port_mappings: &request.port_mappings,
@@ -232,12 +249,16 @@ impl PodNetworking {
                 };
                 let attachment =
                     Attachment::new(&request.box_id, netns.to_owned(), &request.identity, offer)?;
-                Ok(Some(Connection { list, attachment, result: None }))
+                Ok(Some(Connection::Cni(CniConnection { list, attachment, result: None })))
             }
         }
     }
 
-    fn chain<'a>(&'a self, connection: &'a Connection) -> Chain<'a> {
+    fn local(&self) -> Connection {
+        Connection::Local { local: self.config.local.clone() }
+    }
+
+    fn chain<'a>(&'a self, connection: &'a CniConnection) -> Chain<'a> {
         Chain { list: &connection.list, bin_dirs: &self.config.bin_dirs, limit: self.config.plugin_timeout }
     }
 
@@ -256,6 +277,8 @@ impl PodNetworking {
             Ok(record) => record,
             Err(RecordError::Unreadable { path, source }) => {
                 tracing::warn!(%id, path = %path.display(), %source, "network record is damaged: going by the node's configuration");
+                // It may have been of either kind: the local network knows its boxes by id.
+                errors.extend(disconnect_locally(&self.config.local, request, turn).await);
                 self.guess(id)
             }
             Err(error) => {
@@ -266,7 +289,7 @@ impl PodNetworking {
         let netns = record.as_ref().map(|r| r.netns.clone());
         let netns = netns.unwrap_or_else(|| names::netns_path(&self.config.netns_dir, id));
         if let Some(connection) = record.and_then(|record| record.connection) {
-            errors.extend(self.disconnect(&connection, &netns).await);
+            errors.extend(self.disconnect(&connection, &netns, request, turn).await);
         }
         if !errors.is_empty() && !request.abandon {
             return errors;
@@ -281,14 +304,26 @@ impl PodNetworking {
         let netns = names::netns_path(&self.config.netns_dir, id);
         let list = conf::discover(&self.config.conf_dir).ok()?;
         let attachment = Attachment::anonymous(id, netns.clone());
-        Some(Record::intent(netns, Some(Connection { list, attachment, result: None })))
+        let connection = CniConnection { list, attachment, result: None };
+        Some(Record::intent(netns, Some(Connection::Cni(connection))))
     }
 
-    async fn disconnect(&self, connection: &Connection, netns: &Path) -> Vec<TeardownError> {
-        let present = netns::exists(netns).then_some(netns);
-        let chain = self.chain(connection);
-        let errors = chain.del(&connection.attachment, present, connection.result.as_ref()).await;
-        errors.into_iter().map(TeardownError::from).collect()
+    async fn disconnect(
+        &self,
+        connection: &Connection,
+        netns: &Path,
+        request: &TeardownRequest,
+        turn: &Turn,
+    ) -> Vec<TeardownError> {
+        match connection {
+            Connection::Local { local } => disconnect_locally(local, request, turn).await,
+            Connection::Cni(connection) => {
+                let present = netns::exists(netns).then_some(netns);
+                let chain = self.chain(connection);
+                let errors = chain.del(&connection.attachment, present, connection.result.as_ref()).await;
+                errors.into_iter().map(TeardownError::from).collect()
+            }
+        }
     }
 
     /// The record goes last: as long as anything is left there is a note of it.
@@ -301,6 +336,15 @@ impl PodNetworking {
             errors.push(error.into());
         }
     }
+}
+
+async fn disconnect_locally(
+    local: &LocalConfig,
+    request: &TeardownRequest,
+    turn: &Turn,
+) -> Vec<TeardownError> {
+    let errors = local::disconnect(local, &request.box_id, request.abandon, turn).await;
+    errors.into_iter().map(TeardownError::from).collect()
 }
 
 fn pod_interfaces(result: &CniResult, attachment: &Attachment) -> Vec<PodInterface> {

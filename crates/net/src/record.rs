@@ -14,6 +14,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::cni::{Attachment, NetworkList};
+use crate::local::LocalConfig;
 use crate::turns::Turn;
 
 const SCHEMA: u32 = 1;
@@ -56,15 +57,26 @@ pub enum RecordError {
 pub(crate) struct Record {
     schema: u32,
     pub(crate) netns: PathBuf,
-    /// `None`: the box has no CNI network.
+    /// `None`: the box has no network.
     pub(crate) connection: Option<Connection>,
     /// Present once set-up has succeeded.
     pub(crate) network: Option<PodNetwork>,
 }
 
+/// Who connected the box. Records from before the local network say CNI, without a word for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Connection {
+    Cni(CniConnection),
+    Local {
+        /// As it was then, so that a change of settings strands no box.
+        local: LocalConfig,
+    },
+}
+
 /// The CNI side of a record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Connection {
+pub(crate) struct CniConnection {
     pub(crate) list: NetworkList,
     pub(crate) attachment: Attachment,
     /// ADD's result, once there is one.
@@ -139,7 +151,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(|e| io_error(path, "make its directory", e))?;
     }
-    let new = path.with_extension("new");
+    let new = unfinished(path);
     let stored = File::create(&new).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_data()?;
@@ -166,11 +178,19 @@ fn read(path: &Path) -> Result<Option<Record>, RecordError> {
     }
 }
 
+/// Where a record is written before it is one. A process that was killed meanwhile leaves it.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
 fn remove(path: &Path) -> Result<(), RecordError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error(path, "remove it", e)),
-        _ => Ok(()),
+    for file in [unfinished(path), path.to_owned()] {
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&file, "remove it", e)),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 fn ids(dir: &Path) -> Result<Vec<BoxId>, RecordError> {
@@ -212,6 +232,19 @@ mod tests {
         records.remove(&id, &turn).await.unwrap();
         records.remove(&id, &turn).await.unwrap();
         assert_eq!(records.read(&id).await.unwrap(), None);
+    }
+
+    #[test]
+    fn records_from_before_the_local_network_are_cni_and_new_ones_tell_both_apart() {
+        let old = r#"{"schema":1,"netns":"/n","connection":{"list":{"name":"n","version":"1.0.0","plugins":[],"source":"/c"},
+            "attachment":{"container_id":"x","netns":"/n","interface":"eth0","args":"","capabilities":{}},"result":null},"network":null}"#;
+        let old: Record = serde_json::from_str(old).unwrap();
+        assert!(matches!(&old.connection, Some(Connection::Cni(cni)) if cni.list.name == "n"));
+        let local = Some(Connection::Local { local: LocalConfig::default() });
+        for record in [old, Record::intent("/n".into(), local), Record::intent("/n".into(), None)] {
+            let text = serde_json::to_string(&record).unwrap();
+            assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record, "{text}");
+        }
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Whether pods can be connected: CRI's NetworkReady.
 
 use crate::cni::{ConfError, NetworkList, conf, exec};
-use crate::config::{NetConfig, NetMode};
+use crate::config::{Fallback, NetConfig, NetMode};
+use crate::local;
 
 /// Whether pods can be connected now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +27,25 @@ pub(crate) fn look(config: &NetConfig) -> NetworkStatus {
         NetMode::None => NetworkStatus::Ready {
             detail: "network.mode is \"none\": pods get a loopback interface and no other".to_owned(),
         },
+        NetMode::Local => local(config, ""),
         NetMode::Cni => match conf::discover(&config.conf_dir) {
+            Err(ConfError::Missing { dir }) if config.fallback == Fallback::Local => {
+                local(config, &format!(" (no CNI configuration in {})", dir.display()))
+            }
             Err(error) => NetworkStatus::NotReady { reason: full(&error), remedy: remedy(&error, config) },
             Ok(list) => plugins(&list, config),
+        },
+    }
+}
+
+fn local(config: &NetConfig, why: &str) -> NetworkStatus {
+    match local::examine(&config.local) {
+        Ok(network) => NetworkStatus::Ready { detail: format!("{network}{why}") },
+        Err(error) => NetworkStatus::NotReady {
+            reason: full(&error),
+            remedy: "or install CNI plugins with a configuration, or set network.mode = \"none\" for pods without a \
+                     network"
+                .to_owned(),
         },
     }
 }
@@ -50,8 +67,8 @@ fn plugins(list: &NetworkList, config: &NetConfig) -> NetworkStatus {
 fn remedy(error: &ConfError, config: &NetConfig) -> String {
     match error {
         ConfError::Missing { .. } => format!(
-            "install the cluster's network add-on, put a CNI configuration into {}, or set network.mode = \"none\" \
-             for pods without a network",
+            "install the cluster's network add-on, put a CNI configuration into {}, or set network.fallback = \"local\" \
+             for the built-in bridge, or network.mode = \"none\" for pods without a network",
             config.conf_dir.display()
         ),
         ConfError::Read { path, .. } => format!("make {} readable", path.display()),
