@@ -6,6 +6,8 @@
 // Every test binary has its own copy of this module and uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod machine;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use a3s_box_core::BoxId;
 use a3s_box_core::spec::{NetworkMode, PodIdentity};
-use a3s_box_net::{NetConfig, NetMode, PodNetworking, SetupRequest};
+use a3s_box_net::{Fallback, LocalConfig, NetConfig, NetMode, PodNetworking, SetupRequest};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
@@ -38,6 +40,8 @@ impl Site {
         fs::create_dir(at("bin")).unwrap();
         let config = NetConfig {
             mode: NetMode::Cni,
+            fallback: Fallback::None,
+            local: LocalConfig { state_dir: at("local"), ..LocalConfig::default() },
             conf_dir: at("net.d"),
             bin_dirs: vec![at("bin"), REAL_PLUGINS.into()],
             cache_dir: at("cache"),
@@ -133,6 +137,9 @@ pub struct Inventory {
     pub records: Vec<String>,
     pub allocations: Vec<String>,
     pub firewall: Vec<String>,
+    /// What the built-in network shares, but for its lock and the last number it gave.
+    pub local: Vec<String>,
+    pub tables: Vec<String>,
 }
 
 /// A node of its own for one test; see the module.
@@ -157,7 +164,22 @@ impl Node {
                 .filter(|l| l.starts_with("-A"))
                 .map(str::to_owned)
                 .collect(),
+            local: self.local_state(),
+            tables: match has_nft() {
+                true => {
+                    run("nft list tables").lines().filter(|l| l.contains("a3s")).map(str::to_owned).collect()
+                }
+                false => Vec::new(),
+            },
         }
+    }
+
+    fn local_state(&self) -> Vec<String> {
+        let shared = list(&self.site.config.local.state_dir).into_iter();
+        let lasting = ["leases", "lock", "last"];
+        let mut names: Vec<_> = shared.filter(|name| !lasting.contains(&name.as_str())).collect();
+        names.extend(list(&self.site.config.local.state_dir.join("leases")));
+        names
     }
 
     /// The usual network: a bridge with addresses from a private allocator. `more` goes into the bridge's
@@ -196,12 +218,38 @@ pub fn on_a_node<F>(test: F)
 where
     F: AsyncFnOnce(Node) + Send + 'static,
 {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root (network and mount namespaces)");
-        return;
-    }
     if !Path::new(REAL_PLUGINS).join("bridge").exists() {
         eprintln!("SKIPPED: needs the package containernetworking-plugins ({REAL_PLUGINS})");
+        return;
+    }
+    on_any_node(test);
+}
+
+/// The same without CNI: with the built-in network instead.
+pub fn on_a_local_node<F>(test: F)
+where
+    F: AsyncFnOnce(Node) + Send + 'static,
+{
+    if !has_nft() {
+        eprintln!("SKIPPED: needs the package nftables");
+        return;
+    }
+    on_any_node(async |mut node: Node| {
+        node.site.config.fallback = Fallback::Local;
+        test(node).await;
+    });
+}
+
+fn has_nft() -> bool {
+    Command::new("nft").arg("--version").output().is_ok()
+}
+
+fn on_any_node<F>(test: F)
+where
+    F: AsyncFnOnce(Node) + Send + 'static,
+{
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root (network and mount namespaces)");
         return;
     }
     let node = std::thread::spawn(move || {
