@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::DnsSpec;
+
 /// An address with its prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
@@ -72,6 +74,9 @@ pub struct PodNetwork {
     pub netns: PathBuf,
     /// The interfaces of the pod, primary first.
     pub interfaces: Vec<Interface>,
+    /// The resolver for pods that were given none, where the network knows one.
+    #[serde(default)]
+    pub dns: Option<DnsSpec>,
 }
 
 impl PodNetwork {

@@ -17,6 +17,7 @@ use crate::local::{self, LocalConfig, LocalError, Wish};
 use crate::names;
 use crate::netns::{self, NetnsError};
 use crate::record::{CniConnection, Connection, Record, RecordError, Records};
+use crate::resolver::host_resolver;
 use crate::status::{self, NetworkStatus};
 use crate::turns::{Turn, Turns};
 
@@ -224,7 +225,11 @@ impl PodNetworking {
         // Without this a crash during the next step would make DEL do without ADD's result.
         self.records.write(id, &record, turn).await?;
         let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner).await?;
-        let network = PodNetwork { netns, interfaces };
+        let dns = match &record.connection {
+            Some(Connection::Local { .. }) if request.dns.is_none() => resolver(id),
+            Some(_) | None => None,
+        };
+        let network = PodNetwork { netns, interfaces, dns };
         record.network = Some(network.clone());
         self.records.write(id, &record, turn).await?;
         Ok(network)
@@ -336,6 +341,14 @@ impl PodNetworking {
             errors.push(error.into());
         }
     }
+}
+
+fn resolver(id: &BoxId) -> Option<DnsSpec> {
+    let found = host_resolver();
+    if found.is_none() {
+        tracing::warn!(%id, "the host has no name server that a box could reach: names are not resolved in this pod");
+    }
+    found
 }
 
 async fn disconnect_locally(

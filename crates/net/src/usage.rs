@@ -60,7 +60,8 @@ eth0:    1234      12    1    2    0     0          0         0     5678      34
 
     #[tokio::test]
     async fn a_namespace_that_is_gone_is_an_error() {
-        let network = PodNetwork { netns: "/nonexistent/netns".into(), interfaces: vec![interface("eth0")] };
+        let network =
+            PodNetwork { netns: "/nonexistent/netns".into(), interfaces: vec![interface("eth0")], dns: None };
         assert!(matches!(usage(&network).await, Err(NetnsError::Absent { .. })));
     }
 }

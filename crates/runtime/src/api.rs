@@ -131,7 +131,7 @@ pub struct NetworkReadiness {
     pub ready: bool,
     /// One word, empty when ready.
     pub reason: String,
-    /// For people, empty when ready.
+    /// For people: what is lacking, or what connects pods.
     pub message: String,
 }
 

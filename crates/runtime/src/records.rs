@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
 use a3s_box_core::network::PodNetwork;
-use a3s_box_core::spec::{BoxSpec, SessionSpec};
+use a3s_box_core::spec::{BoxSpec, DnsSpec, SessionSpec};
 use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_vmm::{BackendKind, BoxPlan, MachineFacts};
@@ -87,6 +87,11 @@ impl BoxRecord {
 
     pub(crate) fn ips(&self) -> Vec<IpAddr> {
         self.network.iter().flat_map(PodNetwork::ips).collect()
+    }
+
+    /// Its resolver: the pod's own, or else the one that its network knows.
+    pub(crate) fn dns(&self) -> Option<&DnsSpec> {
+        self.spec.dns.as_ref().or_else(|| self.network.as_ref()?.dns.as_ref())
     }
 
     /// The host name of the guest.

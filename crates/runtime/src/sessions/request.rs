@@ -44,7 +44,7 @@ impl BoxFacts {
         Self {
             hostname: record.hostname().to_owned(),
             ips: record.ips(),
-            dns: record.spec.dns.clone(),
+            dns: record.dns().cloned(),
             size: record.spec.size,
         }
     }

@@ -107,7 +107,7 @@ impl PodNetworks for FakeNetworks {
         };
         // Half made: the caller must take it down.
         self.faults.hit("network setup").map_err(|error| NetworkFault(Box::new(error)))?;
-        Ok(PodNetwork { netns: "/var/run/netns/fake".into(), interfaces: vec![interface] })
+        Ok(PodNetwork { netns: "/var/run/netns/fake".into(), interfaces: vec![interface], dns: None })
     }
 
     async fn held(&self) -> Result<Vec<BoxId>, NetworkFault> {
