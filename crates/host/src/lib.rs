@@ -11,6 +11,7 @@ mod layout;
 mod lock;
 mod networks;
 
+pub use a3s_box_net::host_resolver;
 pub use backend::{BackendError, Choice};
 pub use config::{Config, ConfigError, ConfigFlags};
 pub use host::{Host, HostError, image_store_config, start_boxes};

@@ -6,19 +6,20 @@ use a3s_box_core::BoxId;
 use a3s_box_core::network::{InterfaceUsage, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 use a3s_box_net::{
-    NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownError, TeardownRequest,
+    Fallback, LocalConfig, NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownError,
+    TeardownRequest,
 };
 use a3s_box_runtime::network::NetworkFault;
 use a3s_box_runtime::{NetworkReadiness, NetworkSetting, PodNetworks};
 
-use crate::config::{Config, NetworkMode};
+use crate::config::{Config, NetworkFallback, NetworkMode};
 
 /// The network of a configuration.
 pub(crate) fn setting(config: &Config) -> NetworkSetting {
     match config.network.mode {
         NetworkMode::None => NetworkSetting::None,
-        NetworkMode::Cni => {
-            NetworkSetting::Pods(std::sync::Arc::new(Cni(PodNetworking::new(net_config(config)))))
+        NetworkMode::Cni | NetworkMode::Local => {
+            NetworkSetting::Pods(std::sync::Arc::new(Networks(PodNetworking::new(net_config(config)))))
         }
     }
 }
@@ -28,7 +29,17 @@ pub(crate) fn net_config(config: &Config) -> NetConfig {
     NetConfig {
         mode: match config.network.mode {
             NetworkMode::Cni => NetMode::Cni,
+            NetworkMode::Local => NetMode::Local,
             NetworkMode::None => NetMode::None,
+        },
+        fallback: match config.network.fallback {
+            NetworkFallback::None => Fallback::None,
+            NetworkFallback::Local => Fallback::Local,
+        },
+        local: LocalConfig {
+            subnet: config.network.local_subnet,
+            subnet6: config.network.local_subnet6,
+            ..LocalConfig::default()
         },
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
@@ -39,7 +50,7 @@ pub(crate) fn net_config(config: &Config) -> NetConfig {
     }
 }
 
-struct Cni(PodNetworking);
+struct Networks(PodNetworking);
 
 /// All that a teardown could not undo.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +58,7 @@ struct Cni(PodNetworking);
 struct Failures(Vec<TeardownError>);
 
 #[async_trait]
-impl PodNetworks for Cni {
+impl PodNetworks for Networks {
     async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault> {
         self.0.setup(SetupRequest::of(id.clone(), spec)).await.map_err(|error| NetworkFault(Box::new(error)))
     }
@@ -67,8 +78,8 @@ impl PodNetworks for Cni {
 
     fn readiness(&self) -> NetworkReadiness {
         match self.0.status() {
-            NetworkStatus::Ready { .. } => {
-                NetworkReadiness { ready: true, reason: String::new(), message: String::new() }
+            NetworkStatus::Ready { detail } => {
+                NetworkReadiness { ready: true, reason: String::new(), message: detail }
             }
             NetworkStatus::NotReady { reason, remedy } => NetworkReadiness {
                 ready: false,

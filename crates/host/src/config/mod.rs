@@ -18,6 +18,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use a3s_box_core::spec::BoxSize;
+use a3s_box_net::{LocalConfig, Subnet};
 
 pub use flags::ConfigFlags;
 pub use value::{parse_duration, parse_size};
@@ -128,6 +129,12 @@ pub enum Backend {
 pub struct NetworkConfig {
     /// Who connects pods.
     pub mode: NetworkMode,
+    /// Who connects pods where there is no CNI configuration.
+    pub fallback: NetworkFallback,
+    /// Where boxes on the built-in bridge get their addresses from.
+    pub local_subnet: Subnet,
+    /// The same for IPv6; `None`: they have none.
+    pub local_subnet6: Option<Subnet>,
     /// Where CNI configurations lie; the lexically first one counts.
     pub conf_dir: PathBuf,
     /// Where CNI plugins lie, in the order of search.
@@ -141,8 +148,19 @@ pub struct NetworkConfig {
 pub enum NetworkMode {
     /// The node's CNI plugins.
     Cni,
+    /// The built-in bridge.
+    Local,
     /// Nobody: pods have a loopback interface only.
     None,
+}
+
+/// Who connects pods in mode `cni` where there is no CNI configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkFallback {
+    /// Nobody: the node is not ready.
+    None,
+    /// The built-in bridge.
+    Local,
 }
 
 /// Images and registries.
@@ -315,6 +333,9 @@ impl Default for Config {
             size: BoxSize::default(),
             network: NetworkConfig {
                 mode: NetworkMode::Cni,
+                fallback: NetworkFallback::None,
+                local_subnet: LocalConfig::default().subnet,
+                local_subnet6: LocalConfig::default().subnet6,
                 conf_dir: "/etc/cni/net.d".into(),
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
                 plugin_timeout: Duration::from_secs(60),

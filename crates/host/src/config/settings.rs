@@ -2,11 +2,13 @@
 
 use toml::de::DeValue;
 
+use a3s_box_net::Subnet;
+
 use super::value::{
     as_bytes, as_duration, as_number, as_path, as_paths, as_text, as_texts, show_bytes, show_duration,
     show_path, show_paths, show_text, show_texts,
 };
-use super::{Backend, CgroupDriver, Config, LogFormat, NetworkMode, QemuAccel};
+use super::{Backend, CgroupDriver, Config, LogFormat, NetworkFallback, NetworkMode, QemuAccel};
 
 /// One setting. `set` answers `None` and changes nothing when the value is not what is expected.
 pub(super) struct Setting {
@@ -192,11 +194,36 @@ pub(super) const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "network.mode",
-        help: "\"cni\": the node's CNI plugins connect pods. \"none\": pods have a loopback interface only.",
-        expected: "\"cni\" or \"none\"",
+        help: "\"cni\": the node's CNI plugins connect pods. \"local\": a built-in bridge does. \"none\": pods have a loopback\ninterface only.",
+        expected: "\"cni\", \"local\" or \"none\"",
         variable: None,
         set: |c, v| put(&mut c.network.mode, one_of(v, NETWORKS)),
         show: |c| show_text(name_of(NETWORKS, c.network.mode)),
+    },
+    Setting {
+        key: "network.fallback",
+        help: "What \"cni\" means where there is no CNI configuration: \"none\", the node is not ready, or \"local\", the built-in\nbridge. \
+               `a3s-box run` takes \"local\" unless \"none\" is written here.",
+        expected: "\"none\" or \"local\"",
+        variable: None,
+        set: |c, v| put(&mut c.network.fallback, one_of(v, FALLBACKS)),
+        show: |c| show_text(name_of(FALLBACKS, c.network.fallback)),
+    },
+    Setting {
+        key: "network.local_subnet",
+        help: "Where boxes on the built-in bridge get IPv4 addresses from. Must not collide with a route of the host.",
+        expected: "an IPv4 network such as \"10.187.0.0/16\", /8 to /28",
+        variable: None,
+        set: |c, v| put(&mut c.network.local_subnet, subnet(v).filter(Subnet::is_ipv4)),
+        show: |c| show_text(&c.network.local_subnet.to_string()),
+    },
+    Setting {
+        key: "network.local_subnet6",
+        help: "The same for IPv6, on hosts that have it; \"\" for none.",
+        expected: "an IPv6 network such as \"fd00:1:2::/64\", /8 to /104, or \"\"",
+        variable: None,
+        set: |c, v| put(&mut c.network.local_subnet6, subnet6(v)),
+        show: |c| show_text(&c.network.local_subnet6.map(|subnet| subnet.to_string()).unwrap_or_default()),
     },
     Setting {
         key: "network.conf_dir",
@@ -335,7 +362,10 @@ const BACKENDS: &[(&str, Backend)] =
     &[("auto", Backend::Auto), ("libkrun", Backend::Libkrun), ("qemu", Backend::Qemu)];
 const ACCELS: &[(&str, QemuAccel)] =
     &[("auto", QemuAccel::Auto), ("kvm", QemuAccel::Kvm), ("tcg", QemuAccel::Tcg)];
-const NETWORKS: &[(&str, NetworkMode)] = &[("cni", NetworkMode::Cni), ("none", NetworkMode::None)];
+const NETWORKS: &[(&str, NetworkMode)] =
+    &[("cni", NetworkMode::Cni), ("local", NetworkMode::Local), ("none", NetworkMode::None)];
+const FALLBACKS: &[(&str, NetworkFallback)] =
+    &[("none", NetworkFallback::None), ("local", NetworkFallback::Local)];
 const DRIVERS: &[(&str, CgroupDriver)] =
     &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
 
@@ -351,6 +381,18 @@ fn one_of<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Option<T> {
 
 fn name_of<T: Copy + PartialEq>(words: &[(&'static str, T)], meaning: T) -> &'static str {
     words.iter().find(|(_, m)| *m == meaning).map_or("", |(word, _)| word)
+}
+
+fn subnet(value: &DeValue<'_>) -> Option<Subnet> {
+    as_text(value)?.parse().ok()
+}
+
+/// An empty text is a value: none.
+fn subnet6(value: &DeValue<'_>) -> Option<Option<Subnet>> {
+    match value.as_str()? {
+        "" => Some(None),
+        text => text.parse().ok().filter(|subnet: &Subnet| !subnet.is_ipv4()).map(Some),
+    }
 }
 
 /// The characters of a RuntimeClass handler: a DNS label or several (Kubernetes, node.k8s.io/v1).

@@ -147,6 +147,26 @@ fn set_takes_plain_words_and_toml_values() {
 }
 
 #[test]
+fn subnets_of_the_built_in_network_are_whole_and_of_their_family() {
+    let text = "[network]\nfallback = \"local\"\nlocal_subnet = \"10.9.0.0/24\"\nlocal_subnet6 = \"\"\n";
+    let network = read(text).unwrap().network;
+    assert_eq!(network.fallback, NetworkFallback::Local);
+    assert_eq!((network.local_subnet.to_string(), network.local_subnet6), ("10.9.0.0/24".to_owned(), None));
+    for (key, value) in [
+        ("fallback", "bridge"),
+        ("local_subnet", ""),
+        ("local_subnet", "10.9.0.1/24"),
+        ("local_subnet", "fd00:9::/64"),
+        ("local_subnet6", "10.9.0.0/24"),
+        ("local_subnet6", "fd00:9::/120"),
+    ] {
+        let found = problems(&format!("[network]\n{key} = \"{value}\"\n"));
+        let expected = format!("/etc/x.toml:2: network.{key} is \"{value}\", expected ");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:?}");
+    }
+}
+
+#[test]
 fn a_moved_run_directory_moves_the_socket_unless_it_was_set() {
     let mut config = Config::default();
     assert_eq!(config.socket(), PathBuf::from("/var/run/a3s-box/a3s-box.sock"));

@@ -44,7 +44,7 @@ pub(super) fn tun(mode: NetworkMode) -> Check {
     match (std::fs::OpenOptions::new().read(true).write(true).open(path), mode) {
         (Ok(_), _) => Check::ok(NAME, "/dev/net/tun opens"),
         (Err(error), NetworkMode::None) => Check::ok(NAME, format!("not needed without a network ({error})")),
-        (Err(error), NetworkMode::Cni) => Check::lacking(
+        (Err(error), NetworkMode::Cni | NetworkMode::Local) => Check::lacking(
             NAME,
             Verdict::Fail,
             format!("/dev/net/tun: {error}"),
