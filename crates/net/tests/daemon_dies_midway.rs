@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use a3s_box_net::TeardownRequest;
-use common::{Node, box_id, on_a_node, request};
+use common::{Node, box_id, on_a_local_node, on_a_node, request};
 
 /// A future that is given up after so many polls: every await it passes is one point at which a
 /// daemon can die.
@@ -41,22 +41,31 @@ fn network(node: &Node) {
 fn a_setup_that_stops_at_any_point_is_undone_by_id_alone() {
     on_a_node(async |node| {
         network(&node);
-        let networking = node.site.networking();
-        networking.setup(request(9)).await.unwrap();
-        assert!(networking.teardown(TeardownRequest::of(box_id(9))).await.is_empty());
-        let before = node.inventory();
-
-        let mut polls = 1;
-        while given_up_after(polls, networking.setup(request(1))).await.is_none() {
-            let errors = networking.teardown(TeardownRequest::of(box_id(1))).await;
-            assert!(errors.is_empty(), "given up after {polls} polls: {errors:?}");
-            assert_eq!(node.inventory(), before, "given up after {polls} polls");
-            polls += 1;
-        }
-        assert!(polls > 5, "the set-up was interrupted only {polls} times");
-        assert!(networking.teardown(TeardownRequest::of(box_id(1))).await.is_empty());
-        assert_eq!(node.inventory(), before);
+        stop_setups_at_every_point(&node).await;
     });
+}
+
+#[test]
+fn so_is_one_on_the_local_network() {
+    on_a_local_node(async |node| stop_setups_at_every_point(&node).await);
+}
+
+async fn stop_setups_at_every_point(node: &Node) {
+    let networking = node.site.networking();
+    networking.setup(request(9)).await.unwrap();
+    assert!(networking.teardown(TeardownRequest::of(box_id(9))).await.is_empty());
+    let before = node.inventory();
+
+    let mut polls = 1;
+    while given_up_after(polls, networking.setup(request(1))).await.is_none() {
+        let errors = networking.teardown(TeardownRequest::of(box_id(1))).await;
+        assert!(errors.is_empty(), "given up after {polls} polls: {errors:?}");
+        assert_eq!(node.inventory(), before, "given up after {polls} polls");
+        polls += 1;
+    }
+    assert!(polls > 5, "the set-up was interrupted only {polls} times");
+    assert!(networking.teardown(TeardownRequest::of(box_id(1))).await.is_empty());
+    assert_eq!(node.inventory(), before);
 }
 
 #[test]
