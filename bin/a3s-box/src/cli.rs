@@ -9,6 +9,7 @@ use a3s_box_host::ConfigFlags;
 use a3s_box_host::config::parse_duration;
 
 use crate::daemon::DaemonCommand;
+use crate::publish::Publish;
 use crate::size::{parse_memory_mib, parse_vcpus};
 use crate::spec::Volume;
 
@@ -81,6 +82,8 @@ pub(crate) enum Pull {
 pub(crate) enum Network {
     /// By the node's CNI plugins
     Cni,
+    /// By the built-in bridge
+    Local,
     /// Loopback only
     None,
 }
@@ -151,9 +154,12 @@ pub(crate) struct RunArgs {
     /// Memory, e.g. 512M or 2G [default: size.memory_mib]
     #[arg(short = 'm', long, value_name = "SIZE", value_parser = parse_memory_mib)]
     pub(crate) memory: Option<u32>,
-    /// How the box is connected [default: cni where the node has it, else none]
+    /// How the box is connected [default: cni where the node has it, else local, else none]
     #[arg(long, value_enum)]
     pub(crate) network: Option<Network>,
+    /// Let a port of the host lead to one of the box (may be repeated)
+    #[arg(short = 'p', long = "publish", value_name = "[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]", value_parser = Publish::parse)]
+    pub(crate) publish: Vec<Publish>,
 
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t)]

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
+use a3s_box_host::config::NetworkMode;
 use a3s_box_host::{Config, InstanceLock, Layout, LockError, backend, start_boxes};
 use a3s_box_runtime::BoxManager;
 use a3s_box_store::RedbStore;
@@ -140,7 +141,9 @@ fn leftover(config: &Config, name: &str) -> anyhow::Result<Option<Invocation>> {
     match InstanceLock::take(Path::new(&run_dir)) {
         Ok(lock) => {
             let shared = config.run_dir.clone();
-            let config = config.with_directories(root, run_dir);
+            let mut config = config.with_directories(root, run_dir);
+            // However this one is connected, a dead one's network is given back, and its records know which it was.
+            config.network.mode = NetworkMode::Cni;
             Ok(Some(Invocation { name: name.to_owned(), config, shared, _lock: lock }))
         }
         Err(LockError::Taken { .. }) => Ok(None),

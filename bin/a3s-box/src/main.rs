@@ -11,6 +11,7 @@ mod image;
 mod images;
 mod invocation;
 mod progress;
+mod publish;
 mod report;
 mod run;
 mod size;

@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::SessionPhase;
-use a3s_box_core::spec::NetworkMode;
+use a3s_box_core::spec::{DnsSpec, NetworkMode};
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_host::Config;
+use a3s_box_host::config::{NetworkFallback, NetworkMode as NodeNetwork};
 use a3s_box_runtime::{Attached, BoxManager, ProgramFault, RuntimeError, SessionStatus};
 
 use crate::cli::{Network, RunArgs};
@@ -27,13 +28,13 @@ use crate::credentials::Login;
 use crate::failure::{self, exit_code};
 use crate::invocation::{self, Invocation};
 use crate::progress::Show;
+use crate::spec;
 use crate::standalone::Standalone;
 use crate::streams::{self, Attempts, Copied, Event, Urgency};
 use crate::tell;
 use crate::tell::note;
 use crate::terminal::{self, RawMode};
 use crate::timings::Timings;
-use crate::{cli, spec};
 
 /// Output that is still on its way when the command has ended.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -45,6 +46,11 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
     let login = Login::new(&args.login)?;
     let began = Instant::now();
     let config = configured(config, &args);
+    if config.network.mode == NodeNetwork::None && !args.publish.is_empty() {
+        bail!(
+            "a box without a network has no ports to publish: leave out -p, or --network none and network.mode = \"none\""
+        );
+    }
     // From here on a signal is an event: nothing is left behind because of one.
     let events = streams::listen().context("could not listen for signals")?;
     invocation::sweep(&config).await;
@@ -90,9 +96,17 @@ fn check(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A node without CNI still connects boxes of `run`, unless somebody has written that it must not.
 fn configured(mut config: Config, args: &RunArgs) -> Config {
-    if args.network == Some(Network::None) {
-        config.network.mode = a3s_box_host::config::NetworkMode::None;
+    match args.network {
+        None if config.origin("network.fallback").is_some() => {}
+        None => config.network.fallback = NetworkFallback::Local,
+        Some(Network::Cni) => {
+            config.network.mode = NodeNetwork::Cni;
+            config.network.fallback = NetworkFallback::None;
+        }
+        Some(Network::Local) => config.network.mode = NodeNetwork::Local,
+        Some(Network::None) => config.network.mode = NodeNetwork::None,
     }
     config
 }
@@ -180,24 +194,41 @@ impl Work {
     }
 
     async fn boot(&self) -> anyhow::Result<BoxId> {
-        let spec = spec::box_spec(&self.args, &self.name, self.config.size, self.network());
+        let network = self.network()?;
+        let spec = spec::box_spec(&self.args, &self.name, self.config.size, network, self.resolver(network));
         Ok(self.boxes.run_box(spec).await?)
     }
 
     /// Without a word from the user a node without a network still runs commands, and says what it lacks.
-    fn network(&self) -> NetworkMode {
+    fn network(&self) -> anyhow::Result<NetworkMode> {
         match self.args.network {
-            Some(cli::Network::Cni) => NetworkMode::Pod,
-            Some(cli::Network::None) => NetworkMode::None,
+            Some(Network::Cni | Network::Local) => Ok(NetworkMode::Pod),
+            Some(Network::None) => Ok(NetworkMode::None),
             None => {
                 let status = self.boxes.network_status();
                 if status.ready {
-                    return NetworkMode::Pod;
+                    return Ok(NetworkMode::Pod);
+                }
+                if !self.args.publish.is_empty() {
+                    bail!("cannot publish ports of a box that has no network: {}", status.message);
                 }
                 if !self.args.quiet {
                     note!("no network in the box: {} (--network none says so quietly)", status.message);
                 }
-                NetworkMode::None
+                Ok(NetworkMode::None)
+            }
+        }
+    }
+
+    fn resolver(&self, network: NetworkMode) -> Option<DnsSpec> {
+        match network {
+            NetworkMode::None => None,
+            NetworkMode::Pod => {
+                let found = a3s_box_host::host_resolver();
+                if found.is_none() && !self.args.quiet {
+                    note!("no name server in the box: those of this host listen on its loopback only");
+                }
+                found
             }
         }
     }
@@ -316,8 +347,12 @@ async fn ending_signal(events: &mut mpsc::Receiver<Event>) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use a3s_box_core::spec::SessionSpec;
     use a3s_box_runtime::{ErrorKind, FailedStage};
+
+    use crate::cli::{Cli, Command};
 
     use super::*;
 
@@ -335,6 +370,29 @@ mod tests {
             pid: None,
             info: Default::default(),
         }
+    }
+
+    #[test]
+    fn the_built_in_network_is_the_fallback_unless_somebody_said_otherwise() {
+        let connected = |file: &str, line: &[&str]| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("config.toml");
+            std::fs::write(&path, file).unwrap();
+            let words = ["a3s-box", "--config", path.to_str().unwrap(), "run"];
+            let cli = Cli::try_parse_from(words.iter().chain(line).chain(&["image"])).unwrap();
+            let config = cli.config.load().unwrap();
+            let Command::Run(args) = cli.command else { panic!("not run") };
+            let network = configured(config, &args).network;
+            (network.mode, network.fallback)
+        };
+        use NetworkFallback as Fallback;
+        assert_eq!(connected("", &[]), (NodeNetwork::Cni, Fallback::Local));
+        let none = "network.fallback = \"none\"";
+        assert_eq!(connected(none, &[]), (NodeNetwork::Cni, Fallback::None));
+        assert_eq!(connected(none, &["--network", "local"]).0, NodeNetwork::Local);
+        assert_eq!(connected("", &["--network", "cni"]), (NodeNetwork::Cni, Fallback::None));
+        assert_eq!(connected("network.mode = \"none\"", &[]).0, NodeNetwork::None);
+        assert_eq!(connected("", &["--network", "none"]).0, NodeNetwork::None);
     }
 
     #[test]

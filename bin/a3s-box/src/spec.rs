@@ -1,7 +1,7 @@
 //! From arguments and the image's config to the specs of a box and its one session. Pure but for
 //! reading files that arguments name.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
@@ -12,6 +12,7 @@ use a3s_box_core::spec::{
 };
 
 use crate::cli::RunArgs;
+use crate::publish::Publish;
 
 /// What an image says nothing about and every program expects.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -69,7 +70,13 @@ impl Volume {
 }
 
 /// The box of a `run`.
-pub(crate) fn box_spec(args: &RunArgs, name: &str, default_size: BoxSize, network: NetworkMode) -> BoxSpec {
+pub(crate) fn box_spec(
+    args: &RunArgs,
+    name: &str,
+    default_size: BoxSize,
+    network: NetworkMode,
+    dns: Option<DnsSpec>,
+) -> BoxSpec {
     BoxSpec {
         identity: PodIdentity {
             name: name.to_owned(),
@@ -83,10 +90,8 @@ pub(crate) fn box_spec(args: &RunArgs, name: &str, default_size: BoxSize, networ
             memory_mib: args.memory.unwrap_or(default_size.memory_mib),
             scratch_mib: default_size.scratch_mib,
         },
-        dns: match network {
-            NetworkMode::Pod => Some(host_resolver()),
-            NetworkMode::None => None,
-        },
+        dns,
+        port_mappings: args.publish.iter().map(Publish::mapping).collect(),
         network,
         ..BoxSpec::default()
     }
@@ -185,32 +190,6 @@ fn variable(entry: &str, environment: &dyn Fn(&str) -> Option<String>) -> anyhow
     Ok(environment(name).map(|value| format!("{name}={value}")))
 }
 
-/// The host's own resolver. One that listens on the host's loopback cannot be reached from a pod: systemd-resolved
-/// keeps the real ones in a file of its own.
-fn host_resolver() -> DnsSpec {
-    let read = |path: &str| std::fs::read_to_string(Path::new(path)).map(|text| resolver(&text)).ok();
-    let own = read("/etc/resolv.conf").unwrap_or_default();
-    if own.servers.iter().all(|server| server.starts_with("127.") || server == "::1") {
-        return read("/run/systemd/resolve/resolv.conf").unwrap_or(own);
-    }
-    own
-}
-
-/// resolv.conf(5): the last `search` or `domain` counts, `options` add up.
-fn resolver(text: &str) -> DnsSpec {
-    let mut dns = DnsSpec::default();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
-            Some("search" | "domain") => dns.searches = words.map(str::to_owned).collect(),
-            Some("options") => dns.options.extend(words.map(str::to_owned)),
-            Some(_) | None => {}
-        }
-    }
-    dns
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -291,7 +270,7 @@ mod tests {
         assert_eq!((spec.process.cwd.as_str(), spec.process.user.user.as_str()), ("/x", "7:8"));
         assert!(spec.stdin);
         let default = BoxSize { vcpus: 1, memory_mib: 300, scratch_mib: 99 };
-        let size = box_spec(&said, "n", default, NetworkMode::None).size;
+        let size = box_spec(&said, "n", default, NetworkMode::None, None).size;
         assert_eq!(size, BoxSize { vcpus: 3, memory_mib: 300, scratch_mib: 99 });
     }
 
@@ -323,12 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn resolv_conf_is_read_field_by_field() {
-        let dns = resolver(
-            "# x\nnameserver 10.0.0.1\ndomain old\nsearch a b\noptions ndots:5\nnameserver fd00::1\n",
-        );
-        assert_eq!(dns.servers, ["10.0.0.1", "fd00::1"]);
-        assert_eq!(dns.searches, ["a", "b"]);
-        assert_eq!(dns.options, ["ndots:5"]);
+    fn published_ports_and_the_resolver_are_the_boxes() {
+        let said = args(&["-p", "8080:80", "-p", "127.0.0.1:53:53/udp", "i"]);
+        let dns = DnsSpec { servers: vec!["192.0.2.53".to_owned()], ..DnsSpec::default() };
+        let spec = box_spec(&said, "n", BoxSize::default(), NetworkMode::Pod, Some(dns.clone()));
+        let ports: Vec<_> = spec.port_mappings.iter().map(|p| (p.host_port, p.container_port)).collect();
+        assert_eq!((ports, spec.dns), (vec![(8080, 80), (53, 53)], Some(dns)));
     }
 }
