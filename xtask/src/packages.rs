@@ -42,6 +42,7 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("e2fsprogs", Set::Demo, "mkfs.ext4 for the boxes' scratch disks"),
     ("iproute2", Set::Demo, "looking for leftover links and network namespaces"),
     ("iptables", Set::Demo, "CNI's portmap and masquerading"),
+    ("nftables", Set::Demo, "the built-in network of nodes without CNI"),
     ("qemu-system-x86", Set::Demo, "the VMM where KVM cannot be used; the virtual KVM node"),
     ("erofs-utils", Set::Test, "fsck.erofs and dump.erofs check our EROFS writer"),
     ("kmod", Set::Test, "virtual KVM node: depmod"),
