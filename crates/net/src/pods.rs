@@ -247,6 +247,10 @@ impl PodNetworking {
                     other => other?,
                 };
                 exec::find_all(&list, &self.config.bin_dirs)?;
+                if request.port_mappings.iter().any(|port| port.host_port != 0) && !list.publishes_ports() {
+                    let network = &list.name;
+                    tracing::warn!(%network, "no plugin of the network has the capability portMappings: the pod's host ports lead nowhere");
+                }
                 let offer = Offer {
                     port_mappings: &request.port_mappings,
                     dns: request.dns.as_ref(),

@@ -43,7 +43,7 @@ fn local(config: &NetConfig, why: &str) -> NetworkStatus {
         Ok(network) => NetworkStatus::Ready { detail: format!("{network}{why}") },
         Err(error) => NetworkStatus::NotReady {
             reason: full(&error),
-            remedy: "or install CNI plugins with a configuration, or set network.mode = \"none\" for pods without a \
+            remedy: "otherwise install CNI plugins with a configuration, or set network.mode = \"none\" for pods without a \
                      network"
                 .to_owned(),
         },

@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::time::{Duration, Instant};
 
 use a3s_box_core::spec::{PortMapping, PortProtocol};
 use a3s_box_net::cni::ConfError;
@@ -219,6 +220,29 @@ fn an_nft_that_fails_is_quoted_and_the_teardown_stays_owed_until_it_works() {
 
         node.site.plugin("nft", r#"printf '%s' "$read_all" | nft -f -"#);
         tear_down(&networking, 1).await;
+        assert_eq!(node.inventory(), before);
+    });
+}
+
+#[test]
+fn an_nft_that_hangs_is_killed_in_time_and_lets_others_in() {
+    on_a_local_node(async |mut node| {
+        let before = node.inventory();
+        let good = node.site.config.local.clone();
+        node.site.plugin("nft", "exec sleep 60");
+        node.site.config.local.nft = node.site.path("bin/nft");
+        node.site.config.local.nft_limit = Duration::from_millis(300);
+        let began = Instant::now();
+        let error = node.site.networking().setup(request(1)).await.unwrap_err();
+        assert!(matches!(&error.cause, SetupFailure::Local(LocalError::NftSlow { .. })), "{}", chain(&error));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+
+        node.site.config.local = good;
+        node.site.networking().setup(request(2)).await.unwrap();
+        node.site.plugin("nft", r#"printf '%s' "$read_all" | nft -f -"#);
+        for n in [1, 2] {
+            tear_down(&node.site.networking(), n).await;
+        }
         assert_eq!(node.inventory(), before);
     });
 }

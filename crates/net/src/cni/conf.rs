@@ -197,6 +197,11 @@ pub struct NetworkList {
 }
 
 impl NetworkList {
+    /// Whether any plugin takes the pod's host ports.
+    pub fn publishes_ports(&self) -> bool {
+        self.plugins.iter().any(|plugin| plugin.wants("portMappings"))
+    }
+
     /// The binaries of all plugins.
     pub fn binaries(&self) -> impl Iterator<Item = &str> {
         self.plugins.iter().flat_map(PluginConf::binaries)

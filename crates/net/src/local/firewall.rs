@@ -22,10 +22,8 @@ use std::time::{Duration, Instant};
 
 use super::ports::{At, Published, protocol_name};
 use super::state::{Lease, Lock, Network};
-use super::{LocalError, TABLE};
+use super::{LocalConfig, LocalError, TABLE};
 
-/// `nft` needs some milliseconds.
-const LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
 const MAX_SAID: usize = 2048;
 /// Where administrators' programs are, whatever the PATH says.
@@ -43,13 +41,18 @@ pub(super) fn find(nft: &Path) -> Result<PathBuf, LocalError> {
 }
 
 /// Makes the table say what the leases say.
-pub(super) fn apply(nft: &Path, network: &Network, leases: &[Lease], lock: &Lock) -> Result<(), LocalError> {
-    run(nft, &ruleset(network, leases)?, lock)
+pub(super) fn apply(
+    config: &LocalConfig,
+    network: &Network,
+    leases: &[Lease],
+    lock: &Lock,
+) -> Result<(), LocalError> {
+    run(config, &ruleset(network, leases)?, lock)
 }
 
 /// Removes the table, whether it is there or not.
-pub(super) fn remove(nft: &Path, lock: &Lock) -> Result<(), LocalError> {
-    run(nft, &format!("table {TABLE}\ndelete table {TABLE}\n"), lock)
+pub(super) fn remove(config: &LocalConfig, lock: &Lock) -> Result<(), LocalError> {
+    run(config, &format!("table {TABLE}\ndelete table {TABLE}\n"), lock)
 }
 
 const MAPS: [(&str, &str); 4] = [
@@ -156,8 +159,8 @@ fn elements(text: &mut String, lease: &Lease) -> Result<(), LocalError> {
 
 /// Input and output are files, so that nothing here waits for `nft` but the loop with the limit. Its standard output is
 /// the lock: should this process be killed, nobody else begins before `nft` has ended too.
-fn run(nft: &Path, script: &str, lock: &Lock) -> Result<(), LocalError> {
-    let program = find(nft)?;
+fn run(config: &LocalConfig, script: &str, lock: &Lock) -> Result<(), LocalError> {
+    let (program, limit) = (find(&config.nft)?, config.nft_limit);
     let start = |source| LocalError::NftStart { program: program.clone(), source };
     let mut stdin = memory().map_err(start)?;
     stdin.write_all(script.as_bytes()).and_then(|()| stdin.rewind()).map_err(start)?;
@@ -170,7 +173,7 @@ fn run(nft: &Path, script: &str, lock: &Lock) -> Result<(), LocalError> {
         .stdout(Stdio::from(lock.share().map_err(start)?))
         .stderr(Stdio::from(stderr.try_clone().map_err(start)?));
     let mut child = command.spawn().map_err(start)?;
-    let status = wait(&mut child).map_err(start)?;
+    let status = wait(&mut child, limit).map_err(start)?;
     let mut said = Vec::new();
     // What it said is for people; that it failed is known without it.
     let _ = stderr.rewind().and_then(|()| stderr.read_to_end(&mut said));
@@ -179,7 +182,7 @@ fn run(nft: &Path, script: &str, lock: &Lock) -> Result<(), LocalError> {
     match status {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(LocalError::Nft { status, said }),
-        None => Err(LocalError::NftSlow { limit: LIMIT, said }),
+        None => Err(LocalError::NftSlow { limit, said }),
     }
 }
 
@@ -189,8 +192,8 @@ fn memory() -> io::Result<File> {
 }
 
 /// `None`: it took too long and was killed.
-fn wait(child: &mut Child) -> io::Result<Option<std::process::ExitStatus>> {
-    let deadline = Instant::now() + LIMIT;
+fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<std::process::ExitStatus>> {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));

@@ -62,6 +62,8 @@ pub struct LocalConfig {
     pub state_dir: PathBuf,
     /// nftables' program: a path, or a name that is looked for.
     pub nft: PathBuf,
+    /// How long it may take for one change; it needs some milliseconds.
+    pub nft_limit: Duration,
 }
 
 impl Default for LocalConfig {
@@ -72,6 +74,7 @@ impl Default for LocalConfig {
             subnet6: Some(subnet::DEFAULT_V6),
             state_dir: "/run/a3s-box/local-network".into(),
             nft: "nft".into(),
+            nft_limit: Duration::from_secs(20),
         }
     }
 }
@@ -340,7 +343,7 @@ fn connect_here(config: &LocalConfig, wish: Wish, netns: &Path) -> Result<(Netwo
     leases.push(lease.clone());
     let veth = names::veth(&wish.box_id);
     let link = netlink::converse(async |handle| bridge::ensure(&handle, &network).await)?;
-    firewall::apply(&config.nft, &network, &leases, &lock)?;
+    firewall::apply(config, &network, &leases, &lock)?;
     // With its lease there the bridge stays, and nobody else has a cable of this name.
     drop(lock);
     netlink::converse(async |handle| bridge::plug(&handle, &link, &veth, netns).await)?;
@@ -422,21 +425,21 @@ fn disconnect_here(
     abandon: bool,
     errors: &mut Vec<LocalError>,
 ) -> Result<(), LocalError> {
+    let veth = names::veth(box_id);
+    let unplugged = netlink::converse(async |handle| bridge::unplug(&handle, &veth).await);
+    errors.extend(unplugged.err());
     let state = State::new(config.state_dir.clone());
     if !state.exists() {
         // The host was booted since: what there was went with it.
         return Ok(());
     }
-    let veth = names::veth(box_id);
-    let unplugged = netlink::converse(async |handle| bridge::unplug(&handle, &veth).await);
-    errors.extend(unplugged.err());
     let lock = state.lock()?;
     let (gone, left): (Vec<_>, Vec<_>) = state.leases()?.into_iter().partition(|l| l.box_id == *box_id);
     let Some(network) = state.network()? else { return Ok(()) };
     let ruled = if left.is_empty() {
-        firewall::remove(&config.nft, &lock)
+        firewall::remove(config, &lock)
     } else {
-        firewall::apply(&config.nft, &network, &left, &lock)
+        firewall::apply(config, &network, &left, &lock)
     };
     let ruled = ruled.map_err(|error| errors.push(error)).is_ok();
     // While its ports lead to it nobody else may have the address.
