@@ -1,6 +1,8 @@
-//! What everybody who uses the local network shares: a directory that a reboot empties, as it ends what it speaks of.
+//! What everybody who uses the local network shares: a directory that means nothing after a reboot, which ends all that
+//! it speaks of.
 //!
 //! ```text
+//! <state_dir>/boot           the boot of the host that all of this is of
 //! <state_dir>/lock           held by whoever changes the bridge, the firewall or anything here
 //! <state_dir>/network.json   what the bridge is; there before the bridge is, gone after it is
 //! <state_dir>/last           the host number that was given away last
@@ -104,12 +106,31 @@ impl State {
         for dir in [&self.dir, &leases] {
             sweep(dir)?;
         }
+        self.forget_other_boots()?;
         Ok(Lock(file))
+    }
+
+    /// The directory should be on a file system in memory. Where it is not, what it says ended with that boot all the same.
+    fn forget_other_boots(&self) -> Result<(), LocalError> {
+        if self.is_of_this_boot() {
+            return Ok(());
+        }
+        let dir = self.leases_dir();
+        for entry in fs::read_dir(&dir).map_err(|e| io_error(&dir, "list the directory", e))? {
+            remove(&entry.map_err(|e| io_error(&dir, "list the directory", e))?.path())?;
+        }
+        remove(&self.network_path())?;
+        // Last: what is left of an interrupted forgetting is forgotten by the next one.
+        store(&self.boot_path(), boot().as_bytes())
+    }
+
+    fn is_of_this_boot(&self) -> bool {
+        fs::read_to_string(self.boot_path()).is_ok_and(|noted| noted == boot())
     }
 
     /// What the bridge is, if it has been begun.
     pub(super) fn network(&self) -> Result<Option<Network>, LocalError> {
-        read(&self.network_path())
+        if self.is_of_this_boot() { read(&self.network_path()) } else { Ok(None) }
     }
 
     /// Before the bridge is made.
@@ -170,6 +191,10 @@ impl State {
         self.dir.join("network.json")
     }
 
+    fn boot_path(&self) -> PathBuf {
+        self.dir.join("boot")
+    }
+
     fn last_path(&self) -> PathBuf {
         self.dir.join("last")
     }
@@ -181,6 +206,11 @@ impl State {
     fn lease_path(&self, ip: IpAddr) -> PathBuf {
         self.leases_dir().join(ip.to_string())
     }
+}
+
+/// Another text after every boot of the host: random(4).
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 /// Who wants an address.
@@ -313,6 +343,21 @@ mod tests {
         let lease = allocate(&state, 1).unwrap();
         assert_eq!(state.leases().unwrap(), [lease]);
         assert!(!torn.exists());
+    }
+
+    #[test]
+    fn what_another_boot_of_the_host_left_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::new(dir.path().to_owned());
+        let lease = allocate(&state, 1).unwrap();
+        state.begin(&network(), &state.lock().unwrap()).unwrap();
+        assert_eq!(state.network().unwrap(), Some(network()));
+        assert_eq!(state.leases().unwrap(), [lease]);
+        fs::write(dir.path().join("boot"), "another").unwrap();
+        assert_eq!(state.network().unwrap(), None, "seen without the lock too");
+        drop(state.lock().unwrap());
+        assert_eq!((state.network().unwrap(), state.leases().unwrap()), (None, Vec::new()));
+        assert!(!dir.path().join("network.json").exists());
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub struct Inventory {
     pub records: Vec<String>,
     pub allocations: Vec<String>,
     pub firewall: Vec<String>,
-    /// What the built-in network shares, but for its lock and the last number it gave.
+    /// What the built-in network shares, but for what outlasts the last pod.
     pub local: Vec<String>,
     pub tables: Vec<String>,
 }
@@ -176,7 +176,7 @@ impl Node {
 
     fn local_state(&self) -> Vec<String> {
         let shared = list(&self.site.config.local.state_dir).into_iter();
-        let lasting = ["leases", "lock", "last"];
+        let lasting = ["boot", "leases", "lock", "last"];
         let mut names: Vec<_> = shared.filter(|name| !lasting.contains(&name.as_str())).collect();
         names.extend(list(&self.site.config.local.state_dir.join("leases")));
         names
