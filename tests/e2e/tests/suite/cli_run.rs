@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -54,7 +55,11 @@ async fn ended(mut child: Child) -> Result<ExitStatus> {
 
 /// Starts a script and waits until it says `ready`.
 async fn start_until_ready(suite: &Suite, script: &str) -> Result<Child> {
-    let mut child = command(suite, &[suite.shell(), "--", script]).spawn()?;
+    until_ready(command(suite, &[suite.shell(), "--", script])).await
+}
+
+async fn until_ready(mut command: Command) -> Result<Child> {
+    let mut child = command.spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("stdout is a pipe")?).lines();
     let first = in_time(lines.next_line()).await?;
     ensure!(first.as_deref() == Some("ready"), "its first line is {first:?}");
@@ -188,4 +193,88 @@ pub(crate) async fn output_without_a_reader_ends_the_command(suite: &Suite) -> R
     let status = ended(child).await?;
     ensure!(&first == b"y\n" && status.code() == Some(141), "{first:?} {status}");
     no_invocations(suite)
+}
+
+/// A machine without CNI: the built-in bridge.
+fn without_cni(suite: &Suite, arguments: &[&str]) -> Result<Command> {
+    let (config, conf_dir) = (state(suite).join("local.toml"), state(suite).join("no-cni"));
+    fs::create_dir_all(&conf_dir)?;
+    let text = fs::read_to_string(suite.state().join("config.toml"))?;
+    let lines = text.lines().map(|line| match line.starts_with("conf_dir = ") {
+        true => format!("conf_dir = {conf_dir:?}"),
+        false => line.to_owned(),
+    });
+    fs::write(&config, lines.collect::<Vec<_>>().join("\n"))?;
+    let mut command = Command::new(suite.layout().cli());
+    command.arg("--config").arg(config);
+    command.arg("--root").arg(state(suite).join("root")).arg("--run-dir").arg(state(suite).join("run"));
+    command.args(["run", "--quiet"]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    Ok(command)
+}
+
+/// A port of this machine that nobody has.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// A page from a server on this machine.
+async fn page(port: u16) -> Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+pub(crate) async fn a_published_port_leads_into_the_box_without_cni(suite: &Suite) -> Result<()> {
+    let (own, every) = (free_port()?, free_port()?);
+    let (own_port, every_port) = (format!("127.0.0.1:{own}:8080"), format!("{every}:8080"));
+    let script = "mkdir -p /srv; echo the page > /srv/page; httpd -p 8080 -h /srv; \
+                  echo ready; ip -o addr show eth0 >&2; trap exit TERM; sleep 3600 & wait";
+    let serve = ["-p", &own_port, "-p", &every_port, suite.shell(), "--", script];
+    let mut server = until_ready(without_cni(suite, &serve)?).await?;
+    for port in [own, every] {
+        let answer = in_time(page(port)).await.with_context(|| format!("port {port}"))?;
+        ensure!(answer.ends_with("the page\n"), "{answer:?}");
+    }
+    // A second box sees the first one, over both families, and what it publishes on the host's address.
+    let mut addresses = String::new();
+    let mut stderr = BufReader::new(server.stderr.take().context("stderr is a pipe")?).lines();
+    while let Some(line) = in_time(stderr.next_line()).await? {
+        addresses.push_str(&line);
+        addresses.push('\n');
+        if line.contains("inet6 fd") {
+            break;
+        }
+    }
+    let address = |family: &str| {
+        let mark = format!("{family} ");
+        let after = addresses.split(&mark).skip(1).filter_map(|text| text.split('/').next());
+        after.map(str::to_owned).find(|ip| !ip.starts_with("fe80"))
+    };
+    let v4 = address("inet").with_context(|| addresses.clone())?;
+    let v6 = address("inet6").with_context(|| addresses.clone())?;
+    let look = format!(
+        "set -e; ping -c 1 -W 5 {v4} > /dev/null; ping -6 -c 1 -W 5 {v6} > /dev/null; \
+         wget -q -O - http://{v4}:8080/page; wget -q -O - 'http://[{v6}]:8080/page'; \
+         gateway=$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'); wget -q -O - http://$gateway:{every}/page"
+    );
+    let output = in_time(without_cni(suite, &[suite.shell(), "--", &look])?.output()).await?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(stdout == "the page\nthe page\nthe page\n", "{stdout:?} {stderr:?}");
+    // The port is taken while the first box has it.
+    let taken = ["-p", &own_port, suite.shell(), "--", "true"];
+    let output = in_time(without_cni(suite, &taken)?.output()).await?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && stderr.contains(&own.to_string()), "{stderr:?}");
+
+    signal(&server, Signal::SIGTERM)?;
+    ended(server).await?;
+    no_invocations(suite)?;
+    ensure!(in_time(page(own)).await.is_err(), "the port still leads somewhere");
+    let tables = in_time(Command::new("nft").args(["list", "tables"]).output()).await?;
+    let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
+    ensure!(!tables.contains("a3s_box"), "{tables}");
+    Ok(())
 }

@@ -111,6 +111,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_run::several_runs_go_side_by_side,
     cli_run::a_terminal_has_the_users_size_and_takes_keys,
     cli_run::output_without_a_reader_ends_the_command,
+    cli_run::a_published_port_leads_into_the_box_without_cni,
     cli_streams::a_shell_at_a_terminal_feels_as_at_home,
     cli_streams::files_are_copied_both_ways,
     cli_streams::logs_are_cut_and_followed_to_the_containers_end,
