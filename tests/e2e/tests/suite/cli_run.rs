@@ -273,6 +273,8 @@ pub(crate) async fn a_published_port_leads_into_the_box_without_cni(suite: &Suit
     ended(server).await?;
     no_invocations(suite)?;
     ensure!(in_time(page(own)).await.is_err(), "the port still leads somewhere");
+    let leases = fs::read_dir("/run/a3s-box/local-network/leases")?.count();
+    ensure!(leases == 0, "{leases} leases are left");
     let tables = in_time(Command::new("nft").args(["list", "tables"]).output()).await?;
     let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
     ensure!(!tables.contains("a3s_box"), "{tables}");
