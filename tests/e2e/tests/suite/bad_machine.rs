@@ -13,10 +13,8 @@ use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::image::{Encoding, Image, Layer};
 use a3s_box_e2e::processes::descriptors;
 use a3s_box_e2e::registry::write_hosts_toml;
-use a3s_box_e2e::wait;
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::statvfs::statvfs;
+use nix::mount::{MntFlags, umount2};
 use tonic::{Code, Status};
 
 use crate::suite::{Suite, exit_code, launch, log_lines, logged};
@@ -94,15 +92,17 @@ pub(crate) async fn a_guest_that_dies_while_booting_shows_its_last_words(suite: 
     Ok(())
 }
 
-/// A small file system in memory; unmounted with this value.
+/// A small ext4 in a file; unmounted with this value.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: PathBuf, mebibytes: u32) -> Result<Self> {
+    fn mount(at: PathBuf, mebibytes: u64) -> Result<Self> {
         fs::create_dir_all(&at).with_context(|| format!("creating {}", at.display()))?;
-        let size = format!("size={mebibytes}m");
-        mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
-            .with_context(|| format!("mounting a small disk on {}", at.display()))?;
+        let image = at.with_extension("img");
+        fs::File::create(&image)?.set_len(mebibytes << 20)?;
+        // Room that is root's only would hide that a disk is full.
+        program(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        program(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at))?;
         Ok(Self(at))
     }
 }
@@ -114,13 +114,20 @@ impl Drop for SmallDisk {
     }
 }
 
+fn program(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
+    Ok(())
+}
+
 pub(crate) async fn a_full_disk_fails_the_pull_and_says_so(suite: &Suite) -> Result<()> {
     let noise: Vec<u8> = (0..16_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let layer = Layer::new().file("noise", 0o644, &noise)?;
     let image = Image::new(vec![(layer, Encoding::Plain)], &serde_json::json!({}))?;
     let reference = suite.registry().push("e2e/large", "1", &image)?;
 
-    let disk = SmallDisk::mount(suite.state().join("nospace/root"), 8)?;
+    let disk = SmallDisk::mount(suite.state().join("nospace/root"), 16)?;
     write_hosts_toml(&suite.state().join("nospace/certs.d"), &suite.registry().host())?;
     let (daemon, mut client) = broken(suite, "nospace", suite.backend(), &[]).await?;
     let error = client.pull(&reference).await.err().context("an image larger than the disk was pulled")?;
@@ -141,13 +148,15 @@ struct Filler(PathBuf);
 
 impl Filler {
     fn fill(disk: &SmallDisk) -> Result<Self> {
-        let path = disk.0.join("filler");
-        let mut file = fs::File::create(&path)?;
+        let filler = Self(disk.0.join("filler"));
+        let mut file = fs::File::create(&filler.0)?;
         for block in [1 << 20, 4096, 1] {
             let zeros = vec![0; block];
             while file.write_all(&zeros).is_ok() {}
         }
-        Ok(Self(path))
+        // What is only planned to be written has no blocks yet.
+        file.sync_all()?;
+        Ok(filler)
     }
 }
 
@@ -164,7 +173,8 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
     // So much that the guest cannot keep it for a log that is not written.
     const PADDING: &str = "................................................";
     let root = SmallDisk::mount(suite.state().join("full/root"), 128)?;
-    let logs = SmallDisk::mount(suite.state().join("full/logs"), 1)?;
+    let logs = SmallDisk::mount(suite.state().join("full/logs"), 24)?;
+    let no_logs = Filler::fill(&logs)?;
     write_hosts_toml(&suite.state().join("full/certs.d"), &suite.registry().host())?;
     let (daemon, mut client) = broken(suite, "full", suite.backend(), &[]).await?;
     client.pull(suite.shell()).await?;
@@ -175,12 +185,6 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
         format!("i=0; while [ $i -lt {LINES} ]; do echo line $i {PADDING}; i=$((i+1)); done; echo the end");
     let container = launch(&mut client, &pod, suite.script("main", &script), &config).await?;
     let sleeper = launch(&mut client, &pod, suite.script("side", "sleep 3600"), &config).await?;
-    wait::until("a full log disk", Duration::from_secs(60), || {
-        let room = statvfs(&logs.0).map(|disk| disk.blocks_available());
-        async move { Ok((room? == 0).then_some(())) }
-    })
-    .await?;
-
     let filler = Filler::fill(&root)?;
     let error = client.run_pod(&suite.pod("new")?).await.err().context("a pod was made on a full disk")?;
     ensure!(error.message().to_lowercase().contains("space"), "{error}");
@@ -193,7 +197,7 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
     drop(filler);
     let new = client.run_pod(&suite.pod("new")?).await.context("the pod, when there is room again")?;
     client.remove_pod(&new).await?;
-    mount(None::<&str>, &logs.0, None::<&str>, MsFlags::MS_REMOUNT, Some("size=32m"))?;
+    drop(no_logs);
     logged(&config, "main", "the end").await?;
     ensure!(exit_code(&client, &container).await? == 0);
     let lines = log_lines(&config, "main")?;
@@ -204,14 +208,13 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
     client.remove_pod(&pod).await?;
     let status = daemon.stop().await?;
     ensure!(status.success(), "the daemon ended with {status}");
+    drop((root, logs));
     Ok(())
 }
 
 fn limit_descriptors(daemon: &Daemon, soft: usize) -> Result<()> {
     let (pid, limit) = (format!("--pid={}", daemon.pid()), format!("--nofile={soft}:"));
-    let status = Command::new("prlimit").args([pid, limit]).status().context("starting prlimit")?;
-    ensure!(status.success(), "prlimit ended with {status}");
-    Ok(())
+    program(Command::new("prlimit").args([pid, limit]))
 }
 
 /// A daemon that has no descriptors left says so, and serves again when there are some.
