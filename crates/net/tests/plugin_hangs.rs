@@ -58,7 +58,10 @@ fn is_running(pid: &str) -> bool {
 }
 
 async fn until_it_hangs(site: &Site) {
-    while !site.path("bin/hangs.pids").exists() {
+    // The file is there before its line is.
+    let written =
+        || std::fs::read_to_string(site.path("bin/hangs.pids")).is_ok_and(|pids| pids.ends_with('\n'));
+    while !written() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
