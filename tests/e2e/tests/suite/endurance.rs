@@ -24,7 +24,7 @@ fn rounds(suite: &Suite, short: u32, long: u32) -> u32 {
     match (std::env::var_os("A3S_BOX_SOAK").is_some(), suite.backend()) {
         (true, "libkrun") => long / 10,
         (true, _) => long,
-        (false, "libkrun") => short.div_ceil(4),
+        (false, "libkrun") => short.div_ceil(3),
         (false, _) => short,
     }
 }
@@ -113,7 +113,7 @@ const MOMENTS_MILLIS: u64 = 4000;
 
 /// The moments are the same in every run, as far as clocks allow.
 pub(crate) async fn pods_survive_kills_of_the_daemon_at_random_moments(suite: &Suite) -> Result<()> {
-    let kills = rounds(suite, 20, 200);
+    let kills = rounds(suite, 10, 200);
     let settings = Settings {
         state: suite.state().join("killed-daemon"),
         backend: suite.backend().to_owned(),
@@ -190,7 +190,7 @@ pub(crate) async fn vmms_are_killed_again_and_again(suite: &Suite) -> Result<()>
 
 pub(crate) async fn many_pods_come_and_go(suite: &Suite) -> Result<()> {
     const AT_ONCE: u32 = 10;
-    let pods = rounds(suite, 20, 300);
+    let pods = rounds(suite, 10, 300);
     let daemon = suite.daemon_pid()?;
     let figures = || Ok::<_, anyhow::Error>((memory(daemon, "VmRSS")?, descriptors(daemon)?));
     let (next, done) = (Arc::new(AtomicU32::new(0)), AtomicU32::new(0));
