@@ -461,7 +461,10 @@ impl Writer {
                 Pause::Over => {}
                 Pause::Asked(request) => self.serve(request).await,
                 Pause::End => {
-                    self.flush_part(&mut channel).await;
+                    // The next daemon gets an unfinished line as a whole, a dead VM's has no rest.
+                    if !self.queue.closing.is_cancelled() {
+                        self.flush_part(&mut channel).await;
+                    }
                     return None;
                 }
             }
