@@ -186,8 +186,12 @@ impl SessionDriver {
         let Self { exit, life, live, stopping, commands, shared, .. } = self;
         let exited = async {
             match exit {
-                // The task fails only when the runtime shuts down.
-                Some(exit) => exit.await.unwrap_or(ExitNews::Unknown),
+                Some(exit) => match exit.await {
+                    Ok(news) => news,
+                    // The daemon ends under it: that says nothing of the container.
+                    Err(error) if error.is_cancelled() => std::future::pending().await,
+                    Err(_) => ExitNews::Unknown,
+                },
                 None => std::future::pending().await,
             }
         };
