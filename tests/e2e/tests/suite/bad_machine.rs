@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use a3s_box_e2e::image::{Encoding, Image, Layer};
 use a3s_box_e2e::processes::descriptors;
 use a3s_box_e2e::registry::write_hosts_toml;
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::{Code, Status};
 
 use crate::suite::{Suite, exit_code, launch, log_lines, logged};
@@ -102,7 +102,7 @@ impl SmallDisk {
         fs::File::create(&image)?.set_len(mebibytes << 20)?;
         // Room that is root's only would hide that a disk is full.
         program(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
-        program(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at))?;
+        mount_file(&image, &at)?;
         Ok(Self(at))
     }
 }
@@ -114,11 +114,21 @@ impl Drop for SmallDisk {
     }
 }
 
-fn program(command: &mut Command) -> Result<()> {
+/// Mounts the ext4 in a file. mount(8) would leave a folder in /run.
+pub(crate) fn mount_file(file: &Path, at: &Path) -> Result<()> {
+    let device = program(Command::new("losetup").args(["--find", "--show"]).arg(file))?;
+    let mounted = mount(Some(device.as_str()), at, Some("ext4"), MsFlags::empty(), None::<&str>);
+    // One that is mounted goes when it is unmounted.
+    program(Command::new("losetup").args(["--detach", &device]))?;
+    mounted.with_context(|| format!("mounting {device}"))
+}
+
+/// What it prints.
+fn program(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("starting {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 pub(crate) async fn a_full_disk_fails_the_pull_and_says_so(suite: &Suite) -> Result<()> {
@@ -214,7 +224,7 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
 
 fn limit_descriptors(daemon: &Daemon, soft: usize) -> Result<()> {
     let (pid, limit) = (format!("--pid={}", daemon.pid()), format!("--nofile={soft}:"));
-    program(Command::new("prlimit").args([pid, limit]))
+    program(Command::new("prlimit").args([pid, limit])).map(drop)
 }
 
 /// A daemon that has no descriptors left says so, and serves again when there are some.

@@ -6,10 +6,11 @@ use std::process::Output;
 
 use a3s_box_e2e::image::{Encoding, Image, Layer};
 use anyhow::{Context, Result, bail, ensure};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 use serde_json::json;
 use tokio::process::Command;
 
+use crate::bad_machine::mount_file;
 use crate::suite::Suite;
 
 /// The kernel says what its ext4 can do.
@@ -33,17 +34,8 @@ impl Disk {
         fs::create_dir_all(&disk.mounted)?;
         File::create(&disk.file)?.set_len(DISK)?;
         command("mkfs.ext4", &["-q", "-O", "verity"], &[&disk.file]).await?;
-        disk.mount().await?;
+        mount_file(&disk.file, &disk.mounted)?;
         Ok(disk)
-    }
-
-    /// mount(8) would leave a folder in /run.
-    async fn mount(&self) -> Result<()> {
-        let device = command("losetup", &["--find", "--show"], &[&self.file]).await?;
-        let mounted = mount(device.as_str(), &self.mounted, "ext4", MountFlags::empty(), None);
-        // One that is mounted goes when it is unmounted.
-        command("losetup", &["--detach"], &[Path::new(&device)]).await?;
-        mounted.with_context(|| format!("mounting {device}"))
     }
 
     fn unmount(&self) -> Result<()> {
@@ -62,7 +54,7 @@ impl Disk {
         }
         ensure!(changed, "the layer's bytes are not on the disk");
         fs::write(&self.file, bytes)?;
-        self.mount().await
+        mount_file(&self.file, &self.mounted)
     }
 }
 
