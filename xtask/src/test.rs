@@ -23,8 +23,8 @@ pub(crate) struct Options {
     /// Print the names of the stages and end.
     #[arg(long)]
     list: bool,
-    /// Seconds that all fuzz targets get together.
-    #[arg(long, default_value_t = 60)]
+    /// Seconds that each fuzz target gets; those of network protocols never less than a minute.
+    #[arg(long, default_value_t = 20)]
     fuzz_seconds: u64,
     /// Leave the image of more than 600 MB out of the comparison with umoci.
     #[arg(long)]

@@ -43,7 +43,9 @@ fn main() -> ExitCode {
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
     logging::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Once the machine or a cgroup allows no more threads, work goes on with those there are: they must not end.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(Duration::MAX).build()?;
     runtime.block_on(run(config))
 }
 

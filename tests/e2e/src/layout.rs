@@ -29,4 +29,9 @@ impl Layout {
     pub fn cli(&self) -> PathBuf {
         self.root.join("usr/bin/a3s-box")
     }
+
+    /// The guest's initramfs, whose /init is the agent.
+    pub fn initramfs(&self) -> PathBuf {
+        self.root.join("usr/lib/a3s-box/initramfs.cpio")
+    }
 }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod daemon;
 pub mod http;
 pub mod image;
+pub mod initramfs;
 pub mod layout;
 pub mod machine;
 pub mod network;

@@ -1,6 +1,8 @@
 //! The images that the demo and the suite run, made of Debian's statically linked busybox.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -14,10 +16,14 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody
     app:x:1000:1000:app:/home/app:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\napp:x:1000:\nextra:x:2000:app\n";
 
+/// Debian's busybox, which needs no library.
+pub fn busybox() -> Result<Vec<u8>> {
+    fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX} (Debian's busybox-static)"))
+}
+
 /// A layer with a shell, its tools and the usual directories.
 pub fn busybox_layer() -> Result<Layer> {
-    let program =
-        fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX} (Debian's busybox-static)"))?;
+    let program = busybox()?;
     let mut layer = Layer::new();
     for directory in
         ["bin", "dev", "etc", "home", "home/app", "proc", "root", "run", "sys", "usr", "usr/bin", "var"]
@@ -62,5 +68,36 @@ pub fn shell() -> Result<Image> {
     Image::new(
         vec![(busybox_layer()?, Encoding::Gzip)],
         &json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 3600"], "Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"] }),
+    )
+}
+
+/// A shell, and programs of this machine with the libraries that they need.
+pub fn with_programs(programs: &[&str]) -> Result<Image> {
+    let mut files = BTreeSet::new();
+    for program in programs {
+        let output = Command::new("ldd").arg(program).output().context("starting ldd")?;
+        if !output.status.success() {
+            bail!("ldd {program} ended with {}", output.status);
+        }
+        files.insert((*program).to_owned());
+        let text = String::from_utf8(output.stdout)?;
+        files.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    }
+    let (mut layer, mut folders) = (Layer::new(), BTreeSet::new());
+    for file in &files {
+        let ancestors: Vec<_> =
+            Path::new(file).ancestors().skip(1).filter(|path| *path != Path::new("/")).collect();
+        for folder in ancestors.into_iter().rev() {
+            let folder = folder.to_string_lossy().trim_start_matches('/').to_owned();
+            if folders.insert(folder.clone()) {
+                layer = layer.directory(&folder, 0o755)?;
+            }
+        }
+        let contents = fs::read(file).with_context(|| format!("reading {file}"))?;
+        layer = layer.file(file.trim_start_matches('/'), 0o755, &contents)?;
+    }
+    Image::new(
+        vec![(busybox_layer()?, Encoding::Gzip), (layer, Encoding::Gzip)],
+        &json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 3600"], "Env": ["PATH=/bin:/usr/bin"] }),
     )
 }

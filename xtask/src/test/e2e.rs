@@ -3,6 +3,7 @@
 //! libkrun needs a /dev/kvm that can run a guest; so that the suite runs on every machine it runs in the virtual node.
 //! The layout is built with the `dev` profile, whose artefacts the unit tests have compiled already.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -49,7 +50,7 @@ pub(crate) enum Backend {
 fn on_qemu(only: &[&str], environment: &[(&str, String)]) -> Result<Done> {
     need_root()?;
     let (layout, suite) = prepare()?;
-    let mut counts = String::new();
+    let mut outcome = Outcome::default();
     let ran = process::lines(
         Command::new(&suite)
             .args(ARGUMENTS)
@@ -60,11 +61,11 @@ fn on_qemu(only: &[&str], environment: &[(&str, String)]) -> Result<Done> {
             .current_dir(paths::repo()),
         |line| {
             println!("{line}");
-            note_counts(line, &mut counts);
+            outcome.note(line);
         },
     );
-    ran.with_context(|| format!("backend qemu: {counts}"))?;
-    Ok(Done::Passed(format!("backend qemu (software emulation): {counts}")))
+    ran.with_context(|| format!("backend qemu: {outcome}"))?;
+    Ok(Done::Passed(format!("backend qemu (software emulation): {outcome}")))
 }
 
 fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) -> Result<Done> {
@@ -75,11 +76,11 @@ fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) ->
     variables.push(("A3S_BOX_DIST", layout.to_string_lossy().into_owned()));
     variables.push(("A3S_BOX_BACKEND", "libkrun".to_owned()));
     let run = node::Run { command: &command, environment: &variables, memory_mib: NODE_MEMORY_MIB, limit };
-    let mut counts = String::new();
+    let mut outcome = Outcome::default();
     let mut attempt = || {
         run.execute(|line| {
             println!("{line}");
-            note_counts(line, &mut counts);
+            outcome.note(line);
         })
     };
     // QEMU's emulation of nested virtualisation crashes or stops the node itself now and then. That is no result of the
@@ -92,17 +93,46 @@ fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) ->
         other => (other?, ""),
     };
     if code != 0 {
-        bail!("backend libkrun: the suite ended with exit code {code}: {counts}{remark}");
+        bail!("backend libkrun: the suite ended with exit code {code}: {outcome}{remark}");
     }
-    Ok(Done::Passed(format!("backend libkrun (KVM in the virtual node): {counts}{remark}")))
+    Ok(Done::Passed(format!("backend libkrun (KVM in the virtual node): {outcome}{remark}")))
 }
 
 /// One daemon serves all scenarios in turn.
 const ARGUMENTS: &[&str] = &["--test-threads=1"];
 
-fn note_counts(line: &str, counts: &mut String) {
-    if let Some(result) = line.strip_prefix("test result: ") {
-        result.trim().clone_into(counts);
+/// What the suite said of itself.
+#[derive(Default)]
+struct Outcome {
+    counts: String,
+    /// Failed scenarios with the first line of each one's reason.
+    failures: Vec<String>,
+    /// The next line is the last failure's reason.
+    reason_follows: bool,
+}
+
+impl Outcome {
+    fn note(&mut self, line: &str) {
+        if self.reason_follows
+            && let Some(failure) = self.failures.last_mut()
+        {
+            failure.push_str(": ");
+            failure.push_str(line.trim());
+        }
+        self.reason_follows = false;
+        if let Some(result) = line.strip_prefix("test result: ") {
+            result.trim().clone_into(&mut self.counts);
+        } else if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----")) {
+            self.failures.push(name.to_owned());
+            self.reason_follows = true;
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.counts)?;
+        self.failures.iter().try_for_each(|failure| write!(f, "; {failure}"))
     }
 }
 
@@ -137,7 +167,22 @@ fn executable(messages: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::executable;
+    use super::{Outcome, executable};
+
+    #[test]
+    fn failures_are_told_with_their_reasons() {
+        let mut outcome = Outcome::default();
+        for line in [
+            "test a::b ... FAILED",
+            "---- a::b ----",
+            "no pod",
+            "  caused by: x",
+            "test result: FAILED. 1 failed",
+        ] {
+            outcome.note(line);
+        }
+        assert_eq!(outcome.to_string(), "FAILED. 1 failed; a::b: no pod");
+    }
 
     #[test]
     fn the_suite_is_found_among_cargos_messages() {

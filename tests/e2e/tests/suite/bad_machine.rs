@@ -11,16 +11,19 @@ use a3s_box_cri::proto::ContainerState;
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::image::{Encoding, Image, Layer};
+use a3s_box_e2e::initramfs::Initramfs;
 use a3s_box_e2e::processes::descriptors;
 use a3s_box_e2e::registry::write_hosts_toml;
+use a3s_box_e2e::sample::busybox;
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::{Code, Status};
 
+use crate::deaths::cgroup_of;
 use crate::suite::{Suite, exit_code, launch, log_lines, logged};
 
 /// A second daemon with its own state and these extra lines of configuration.
-async fn broken(
+pub(crate) async fn broken(
     suite: &Suite,
     name: &str,
     backend: &str,
@@ -38,26 +41,11 @@ async fn broken(
 /// An initramfs whose /init is a program that never reports to the host.
 fn mute_initramfs(suite: &Suite) -> Result<String> {
     // Without a terminal and an inittab busybox's init waits for somebody to type.
-    let program = fs::read("/bin/busybox").context("reading busybox")?;
-    let mut archive = cpio_entry("init", 0o100_755, &program);
-    archive.extend(cpio_entry("TRAILER!!!", 0, b""));
-    archive.resize(archive.len().next_multiple_of(4096), 0);
+    let mut initramfs = Initramfs::default();
+    initramfs.program("init", &busybox()?);
     let path = suite.state().join("mute.cpio");
-    fs::write(&path, archive).with_context(|| format!("writing {}", path.display()))?;
+    initramfs.write(&path)?;
     Ok(path.to_string_lossy().into_owned())
-}
-
-/// One entry of a cpio archive in the kernel's "newc" form.
-fn cpio_entry(name: &str, mode: u32, contents: &[u8]) -> Vec<u8> {
-    let fields = [1, mode as usize, 0, 0, 1, 0, contents.len(), 0, 0, 0, 0, name.len() + 1, 0];
-    let mut entry = b"070701".to_vec();
-    entry.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
-    entry.extend(name.bytes());
-    entry.push(0);
-    entry.resize(entry.len().next_multiple_of(4), 0);
-    entry.extend(contents);
-    entry.resize(entry.len().next_multiple_of(4), 0);
-    entry
 }
 
 /// Runs a pod that must fail while it boots; its status, with the time it took.
@@ -276,6 +264,71 @@ pub(crate) async fn a_daemon_without_descriptors_recovers(suite: &Suite) -> Resu
     client.remove_pod(&pod).await?;
     let status = daemon.stop().await?;
     ensure!(status.success(), "the daemon ended with {status}");
+    Ok(())
+}
+
+/// A cgroup that bounds how many threads its processes may have; removed with this value.
+struct FewThreads(PathBuf);
+
+impl FewThreads {
+    /// A group below the process's own, with the process in it.
+    fn around(pid: u32) -> Result<Self> {
+        let parent = cgroup_of(pid, "pids")?;
+        if parent.join("cgroup.controllers").exists() {
+            fs::write(parent.join("cgroup.subtree_control"), "+pids")?;
+        }
+        let group = Self(parent.join(format!("a3s-box-e2e-{pid}")));
+        fs::create_dir(&group.0).with_context(|| format!("making {}", group.0.display()))?;
+        fs::write(group.0.join("cgroup.procs"), pid.to_string())?;
+        Ok(group)
+    }
+
+    fn allow(&self, more: Option<u32>) -> Result<()> {
+        let limit = match more {
+            None => "max".to_owned(),
+            Some(more) => {
+                let now: u32 = fs::read_to_string(self.0.join("pids.current"))?.trim().parse()?;
+                (now + more).to_string()
+            }
+        };
+        fs::write(self.0.join("pids.max"), limit).context("setting the limit")
+    }
+}
+
+impl Drop for FewThreads {
+    fn drop(&mut self) {
+        // The comparison of the machine after the scenario tells when this failed.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A daemon that may start no thread and no process says so, and serves again when it may.
+pub(crate) async fn a_daemon_without_processes_recovers(suite: &Suite) -> Result<()> {
+    write_hosts_toml(&suite.state().join("noproc/certs.d"), &suite.registry().host())?;
+    let (daemon, mut client) = broken(suite, "noproc", suite.backend(), &[]).await?;
+    client.pull(suite.shell()).await?;
+    let config = suite.pod("old")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+    let group = FewThreads::around(daemon.pid())?;
+    group.allow(Some(0))?;
+    for number in 0..4 {
+        let answer = client.run_pod(&suite.pod(&format!("new-{number}"))?).await;
+        let error = answer.err().context("a pod was made without a process")?;
+        ensure!(error.message().contains("Resource temporarily unavailable"), "{error}");
+    }
+    let said = client.exec(&container, &["echo", "still here"], 30).await?;
+    ensure!(said.stdout == b"still here\n", "{said:?}");
+    group.allow(None)?;
+    let new =
+        client.run_pod(&suite.pod("new")?).await.context("a pod, when processes may be started again")?;
+    ensure!(client.pods().await?.len() == 2, "the failed pods are listed");
+    for pod in [new, pod] {
+        client.remove_pod(&pod).await?;
+    }
+    let status = daemon.stop().await?;
+    ensure!(status.success(), "the daemon ended with {status}");
+    drop(group);
     Ok(())
 }
 

@@ -9,11 +9,15 @@ use a3s_box_cri::proto::{
     LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxState, PodSandboxStatusRequest,
 };
 use a3s_box_e2e::client::Client;
+use a3s_box_e2e::initramfs::{Initramfs, installed_agent};
+use a3s_box_e2e::registry::write_hosts_toml;
+use a3s_box_e2e::sample::busybox;
 use a3s_box_e2e::wait;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::bad_machine::broken;
 use crate::suite::{Suite, launch, logged};
 
 /// How soon the end of a machine is told; emulated in an emulator, everything takes longer.
@@ -48,16 +52,25 @@ async fn privileged(
     Ok((config, pod, container))
 }
 
-/// Ends a pod's machine with `end`, and checks what is told of it and that kubelet's next steps work.
+/// Ends the machine of a pod of the suite's daemon.
 async fn dies(
     suite: &Suite,
     name: &str,
     end: impl AsyncFnOnce(&mut Client, &str, i32) -> Result<()>,
 ) -> Result<ContainerStatus> {
-    let mut client = suite.client()?;
-    let (mut config, pod, container) = privileged(suite, &mut client, name).await?;
-    let (_, vmm) = state(&mut client, &pod).await?;
-    end(&mut client, &container, vmm).await?;
+    dies_at(suite, &mut suite.client()?, name, end).await
+}
+
+/// Ends a pod's machine with `end`, and checks what is told of it and that kubelet's next steps work.
+async fn dies_at(
+    suite: &Suite,
+    client: &mut Client,
+    name: &str,
+    end: impl AsyncFnOnce(&mut Client, &str, i32) -> Result<()>,
+) -> Result<ContainerStatus> {
+    let (mut config, pod, container) = privileged(suite, client, name).await?;
+    let (_, vmm) = state(client, &pod).await?;
+    end(client, &container, vmm).await?;
     let gone = || fs::metadata(format!("/proc/{vmm}")).is_err();
     wait::until("the machine's end", Duration::from_secs(20), || {
         let gone = gone();
@@ -66,7 +79,7 @@ async fn dies(
     .await?;
     let died = Instant::now();
     let status = loop {
-        let told = state(&mut client, &pod).await?.0;
+        let told = state(client, &pod).await?.0;
         let status = client.container_status(&container).await?;
         if told == PodSandboxState::SandboxNotready && status.state() == ContainerState::ContainerExited {
             break status;
@@ -97,7 +110,7 @@ pub(crate) async fn a_killed_vmm_takes_its_containers_along(suite: &Suite) -> Re
 /// A node whose memory is overcommitted: its kernel ends the VM, and people must learn that from the pod.
 pub(crate) async fn a_vmm_that_the_host_kills_for_memory_is_told(suite: &Suite) -> Result<()> {
     let starve = async |client: &mut Client, container: &str, vmm: i32| {
-        let group = memory_group(vmm)?;
+        let group = cgroup_of(u32::try_from(vmm)?, "memory")?;
         let (used, limit) = match group.join("memory.max").exists() {
             true => ("memory.current", "memory.max"),
             false => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
@@ -115,8 +128,8 @@ pub(crate) async fn a_vmm_that_the_host_kills_for_memory_is_told(suite: &Suite) 
     Ok(())
 }
 
-/// The cgroup that bounds a process's memory on the host.
-fn memory_group(pid: i32) -> Result<PathBuf> {
+/// The host's cgroup where `controller` counts the process.
+pub(crate) fn cgroup_of(pid: u32, controller: &str) -> Result<PathBuf> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let of = |wanted: &str| {
         groups.lines().find_map(|line| {
@@ -130,9 +143,12 @@ fn memory_group(pid: i32) -> Result<PathBuf> {
         let line = mounts.lines().find(|line| line.contains(" - cgroup") && line.ends_with(end))?;
         line.split(' ').nth(4).map(str::to_owned)
     };
-    let (mount, path) = match of("memory") {
-        Some(path) => (mounted("memory").context("the memory controller is mounted")?, path),
-        None => ("/sys/fs/cgroup".to_owned(), of("").context("cgroup v2 is mounted")?),
+    let (mount, path) = match of(controller) {
+        Some(path) => (
+            mounted(controller).with_context(|| format!("the controller {controller} is not mounted"))?,
+            path,
+        ),
+        None => ("/sys/fs/cgroup".to_owned(), of("").context("cgroup v2 is not mounted")?),
     };
     Ok(PathBuf::from(mount).join(path.trim_start_matches('/')))
 }
@@ -157,5 +173,48 @@ pub(crate) async fn a_guest_that_powers_itself_off_is_told(suite: &Suite) -> Res
     };
     let status = dies(suite, "off", off).await?;
     ensure!((status.exit_code, status.reason.as_str()) == (137, "GuestPowerOff"), "{status:?}");
+    Ok(())
+}
+
+/// Nobody in a guest can kill its first process. This /init leaves somebody behind who overwrites the agent's code when
+/// a container asks for it.
+const ASSASSIN: &str = r#"#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc proc /see
+(
+    while read -r told < /see/sys/vm/swappiness && [ "$told" != 7 ]; do $b sleep 0.1; done
+    code=$($b grep -m 1 r-xp /see/1/maps)
+    start=$((0x${code%%-*} / 4096))
+    code=${code#*-}
+    end=$((0x${code%% *} / 4096))
+    $b dd if=/dev/zero of=/see/1/mem bs=4096 seek=$start count=$((end - start)) conv=notrunc
+) &
+exec /agent
+"#;
+
+pub(crate) async fn an_agent_that_is_killed_is_told(suite: &Suite) -> Result<()> {
+    let mut initramfs = Initramfs::default();
+    initramfs.console();
+    initramfs.folder("see");
+    initramfs.folder("bin");
+    initramfs.program("bin/busybox", &busybox()?);
+    initramfs.program("agent", &installed_agent(suite.layout())?);
+    initramfs.program("init", ASSASSIN.as_bytes());
+    let path = suite.state().join("assassin.cpio");
+    initramfs.write(&path)?;
+    write_hosts_toml(&suite.state().join("assassin/certs.d"), &suite.registry().host())?;
+    let extra = [("vmm.initramfs", &*path.to_string_lossy())];
+    let (daemon, mut client) = broken(suite, "assassin", suite.backend(), &extra).await?;
+    client.pull(suite.shell()).await?;
+    let kill = async |client: &mut Client, container: &str, _: i32| {
+        // The answer dies with the agent.
+        let _ = client.exec(container, &["sh", "-c", "echo 7 > /proc/sys/vm/swappiness; sleep 20"], 20).await;
+        Ok(())
+    };
+    let status = dies_at(suite, &mut client, "assassin", kill).await?;
+    ensure!((status.exit_code, status.reason.as_str()) == (255, "AgentLost"), "{status:?}");
+    ensure!(status.message.contains("Attempted to kill init!"), "{status:?}");
+    let ended = daemon.stop().await?;
+    ensure!(ended.success(), "the daemon ended with {ended}");
     Ok(())
 }

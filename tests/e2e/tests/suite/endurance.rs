@@ -16,8 +16,8 @@ use a3s_box_e2e::registry::write_hosts_toml;
 use anyhow::{Context, Result, bail, ensure};
 use tonic::{Code, Status};
 
-use crate::deaths;
 use crate::suite::{Suite, exit_code, launch, log_lines, logged};
+use crate::{deaths, networks};
 
 /// How often something is done, by how much time there is. The virtual node emulates in an emulation.
 fn rounds(suite: &Suite, short: u32, long: u32) -> u32 {
@@ -186,6 +186,10 @@ pub(crate) async fn vmms_are_killed_again_and_again(suite: &Suite) -> Result<()>
             .with_context(|| format!("round {round}"))?;
     }
     Ok(())
+}
+
+pub(crate) async fn pods_on_a_dual_stack_network_come_and_go(suite: &Suite) -> Result<()> {
+    networks::come_and_go(suite, rounds(suite, 5, 100)).await
 }
 
 pub(crate) async fn many_pods_come_and_go(suite: &Suite) -> Result<()> {

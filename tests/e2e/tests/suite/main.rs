@@ -21,6 +21,7 @@ mod events;
 mod images;
 mod logs;
 mod namespaces;
+mod networks;
 mod pods;
 mod resources;
 mod stats;
@@ -94,6 +95,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     deaths::a_vmm_that_the_host_kills_for_memory_is_told,
     deaths::a_guests_panic_is_told_with_its_words,
     deaths::a_guest_that_powers_itself_off_is_told,
+    deaths::an_agent_that_is_killed_is_told,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
     verity::a_sealed_layer_cannot_change,
@@ -116,14 +118,17 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_streams::files_are_copied_both_ways,
     cli_streams::logs_are_cut_and_followed_to_the_containers_end,
     cli_streams::ports_are_forwarded_to_this_machine,
+    networks::pods_reach_each_other_and_the_host_over_both_families,
     bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
     bad_machine::a_guest_that_dies_while_booting_shows_its_last_words,
     bad_machine::a_full_disk_fails_the_pull_and_says_so,
     bad_machine::a_full_disk_fails_new_pods_and_keeps_the_others,
     bad_machine::a_daemon_without_descriptors_recovers,
+    bad_machine::a_daemon_without_processes_recovers,
     bad_machine::a_missing_hypervisor_is_named,
     endurance::vmms_are_killed_again_and_again,
     endurance::pods_survive_kills_of_the_daemon_at_random_moments,
+    endurance::pods_on_a_dual_stack_network_come_and_go,
     endurance::many_pods_come_and_go,
     suite::nothing_is_left_when_the_daemon_has_stopped,
 ];

@@ -36,8 +36,8 @@ pub(crate) struct Suite {
     daemon: Mutex<Option<(Daemon, Client)>>,
     /// Before anything was started.
     untouched: Machine,
-    /// With the daemon running and no pod.
-    idle: Machine,
+    /// With the daemon running and no pod. What a failed scenario has left is the next one's starting point.
+    idle: Mutex<Machine>,
 }
 
 impl Suite {
@@ -66,7 +66,7 @@ impl Suite {
             state: Mutex::new(Some(state)),
             daemon: Mutex::new(Some((daemon, client))),
             untouched,
-            idle,
+            idle: Mutex::new(idle),
         })
     }
 
@@ -117,15 +117,27 @@ impl Suite {
     pub(crate) fn run(&self, scenario: Scenario) -> Result<()> {
         self.runtime.block_on(async {
             let outcome = scenario(self).await;
-            let Ok(mut client) = self.client() else { return outcome };
-            let left_pods = client.pods().await.context("listing pods after the scenario")?;
-            client.remove_everything().await.context("removing what the scenario left")?;
-            outcome.with_context(|| format!("the daemon's log ends with:\n{}", self.daemon_log()))?;
-            ensure!(left_pods.is_empty(), "the scenario left pods: {left_pods:?}");
-            let left = self.left_since(&self.idle).await?;
-            ensure!(left.is_empty(), "left on the machine:\n{left}");
-            Ok(())
+            let Ok(client) = self.client() else { return outcome };
+            let outcome = self.examined(outcome, client).await;
+            if outcome.is_err() {
+                *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Machine::look(self.state())?;
+            }
+            outcome
         })
+    }
+
+    async fn examined(&self, outcome: Result<()>, mut client: Client) -> Result<()> {
+        let left_pods = client.pods().await.context("listing pods after the scenario")?;
+        client.remove_everything().await.context("removing what the scenario left")?;
+        if let Err(error) = outcome {
+            println!("\nthe daemon's log ends with:\n{}", self.daemon_log());
+            return Err(error);
+        }
+        ensure!(left_pods.is_empty(), "the scenario left pods: {left_pods:?}");
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let left = self.left_since(&idle).await?;
+        ensure!(left.is_empty(), "left on the machine:\n{left}");
+        Ok(())
     }
 
     /// What is on the machine that was not there before, as far as it is ours.
