@@ -27,10 +27,12 @@ impl Initramfs {
         self.entry(name, 0o040_755, (0, 0), b"");
     }
 
-    /// Adds what the kernel gives /init as its standard streams.
-    pub fn console(&mut self) {
+    /// Adds the devices that a shell needs before anything is mounted on /dev.
+    pub fn devices(&mut self) {
         self.folder("dev");
         self.entry("dev/console", 0o020_600, (5, 1), b"");
+        self.entry("dev/null", 0o020_666, (1, 3), b"");
+        self.entry("dev/zero", 0o020_666, (1, 5), b"");
     }
 
     /// Ends the archive and writes it.
@@ -85,7 +87,7 @@ mod tests {
     fn a_file_is_found_behind_others() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut archive = Initramfs::default();
-        archive.console();
+        archive.devices();
         archive.program("first", b"1");
         archive.program("init", b"the agent");
         archive.write(&folder.path().join("archive")).expect("written");

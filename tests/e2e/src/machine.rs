@@ -39,6 +39,9 @@ const FOLDERS: &[(&str, u32)] = &[
     ("/etc/cni", 3),
 ];
 
+/// What the names of pods' cgroups have in them: ours, kubelet's, and those of other runtimes.
+const CGROUPS: &[&str] = &["a3s", "kubepods", "k8s.io"];
+
 impl Machine {
     /// Looks at the machine. Processes count when they have to do with `state`: the machine runs other things too.
     pub fn look(state: &Path) -> Result<Self> {
@@ -178,10 +181,11 @@ fn files() -> Result<BTreeSet<String>> {
     Ok(found.into_iter().map(|path| path.to_string_lossy().into_owned()).collect())
 }
 
-/// Every cgroup of every hierarchy.
+/// The cgroups of every hierarchy that are ours by their look: service managers make others at any time.
 fn cgroups() -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     list_folders(Path::new("/sys/fs/cgroup"), &mut found)?;
+    found.retain(|path| CGROUPS.iter().any(|name| path.contains(name)));
     Ok(found)
 }
 
