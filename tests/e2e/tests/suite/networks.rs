@@ -149,7 +149,7 @@ async fn reaches(client: &mut Client, from: &Peer, ip: IpAddr) -> Result<()> {
     let script = format!(
         "set -e; {ping} -c 1 -W 5 {ip} > /dev/null; \
          test \"$(echo over tcp | socat -t 5 - TCP:{name}:{ECHO})\" = 'over tcp'; \
-         test \"$(echo over udp | socat -t 5 - UDP:{name}:{ECHO})\" = 'over udp'; echo reached"
+         test \"$(echo over udp | socat -t 1 - UDP:{name}:{ECHO})\" = 'over udp'; echo reached"
     );
     let said = client.exec(&from.container, &["sh", "-c", &script], 30).await?;
     ensure!(said.stdout == b"reached\n", "from {:?} to {ip}: {said:?}", from.addresses);
@@ -172,7 +172,9 @@ pub(crate) async fn pods_reach_each_other_and_the_host_over_both_families(suite:
     for (number, from) in peers.iter().enumerate() {
         for ip in &peers[(number + 1) % peers.len()].addresses {
             reaches(&mut client, from, *ip).await?;
-            reaches(&mut client, from, gateway(*ip)?).await?;
+            if number == 0 {
+                reaches(&mut client, from, gateway(*ip)?).await?;
+            }
         }
         for ip in &from.addresses {
             let to = SocketAddr::new(*ip, ECHO);
