@@ -26,6 +26,8 @@ enum What {
     Containers(Containers),
     /// exec, port-forward and logs, beside the raw vsock of the box and containerd with runc.
     Streams(Streams),
+    /// Pods' networks: a redirected tap beside a plain one and beside containerd's veth.
+    Network(Network),
 }
 
 #[derive(Args)]
@@ -67,12 +69,29 @@ struct Streams {
     profile: String,
 }
 
+#[derive(Args)]
+struct Network {
+    /// Runs of every measurement.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// MiB that are moved in each.
+    #[arg(long, default_value_t = 128)]
+    mib: u64,
+    /// Requests that are answered in each.
+    #[arg(long, default_value_t = 1000)]
+    requests: u64,
+    /// Cargo profile of the host's binaries.
+    #[arg(long, default_value = "quick")]
+    profile: String,
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (name, profile, rounds) = match &options.what {
         What::Images(measure) => ("images", &measure.profile, measure.rounds),
         What::Layers(measure) => ("layers", &measure.profile, measure.rounds),
         What::Containers(containers) => ("containers", &containers.profile, containers.rounds),
         What::Streams(streams) => ("streams", &streams.profile, streams.rounds),
+        What::Network(network) => ("network", &network.profile, network.rounds),
     };
     packages::ensure(packages::Set::Bench)?;
     if !nix::unistd::geteuid().is_root() {
@@ -101,6 +120,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
             let (mib, execs) = (streams.mib.to_string(), streams.execs.to_string());
             arguments.extend(["--mib".into(), mib.into(), "--execs".into(), execs.into()]);
+            program
+        }
+        What::Network(network) => {
+            let (program, layout) = build_with_layout(profile)?;
+            arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
+            let (mib, requests) = (network.mib.to_string(), network.requests.to_string());
+            arguments.extend(["--mib".into(), mib.into(), "--requests".into(), requests.into()]);
             program
         }
     };

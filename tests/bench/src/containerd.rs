@@ -8,10 +8,14 @@ use std::time::Duration;
 
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::tail;
+use a3s_box_e2e::network::{self, PLUGINS};
 use a3s_box_e2e::wait;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// Of its pods' addresses.
+const SUBNET: &str = "10.213.84.0/24";
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -29,6 +33,7 @@ impl Containerd {
     ) -> Result<(Self, Client)> {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         let socket = folder.join("c.sock");
+        let conf = network::write_configuration(&folder.join("cni"), "a3s-box-bench-peer", SUBNET)?;
         let config = folder.join("config.toml");
         // Not every root may lower a process's OOM score.
         let pods = sandbox_image.map_or(String::new(), |image| {
@@ -44,12 +49,11 @@ impl Containerd {
             "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {socket:?}\n\
              [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = {:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = {conf:?}\nbin_dir = {PLUGINS:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {certs_dir:?}\n{pods}",
             folder.join("root"),
             folder.join("state"),
             folder.join("opt"),
-            folder.join("cni"),
         );
         fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let log = folder.join("log");

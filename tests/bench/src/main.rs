@@ -10,6 +10,7 @@ mod floor;
 mod images;
 mod layers;
 mod lists;
+mod network;
 mod pair;
 mod pod;
 mod samples;
@@ -38,6 +39,8 @@ enum What {
     Containers(containers::Options),
     /// exec, port-forward and logs of one box.
     Streams(streams::Options),
+    /// Pods' networks: a redirected tap, a plain one, a veth.
+    Network(network::Options),
     /// Compares images' merged layers with what umoci unpacks; measures nothing.
     Compare(compare::Options),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         What::Layers(options) => layers::run(&options).context("the benchmark failed"),
         What::Containers(options) => measured(async |state: &Path| containers::run(&options, state).await),
         What::Streams(options) => measured(async |state: &Path| streams::run(&options, state).await),
+        What::Network(options) => measured(async |state: &Path| network::run(&options, state).await),
         What::Compare(options) => compare::run(&options).context("the comparison failed"),
     };
     match outcome {

@@ -33,7 +33,9 @@ pub(crate) struct Programs {
 /// Both, running.
 pub(crate) struct Pair {
     pub(crate) daemon: Daemon,
-    client: Client,
+    pub(crate) client: Client,
+    /// The image of both.
+    pub(crate) reference: String,
     /// The daemon's folder.
     pub(crate) state: PathBuf,
     pub(crate) ours: Pod,
@@ -61,7 +63,7 @@ impl Pair {
         let had_containerd = Path::new(CONTAINERD_STATE).exists();
         let started = async {
             client.pull(&reference).await.context("pulling")?;
-            Pod::start("a3s-box", client.clone(), &reference, &settings.logs(), false).await
+            Pod::start("a3s-box", client.clone(), &reference, &settings.logs(), "bench", false).await
         };
         let ours = match started.await {
             Ok(ours) => ours,
@@ -80,7 +82,8 @@ impl Pair {
                 None
             }
         };
-        Ok(Self { daemon, client, state: settings.state, ours, peer, had_containerd, _registry: registry })
+        let state = settings.state;
+        Ok(Self { daemon, client, reference, state, ours, peer, had_containerd, _registry: registry })
     }
 
     /// Removes everything; the outcome of what was measured, with the daemon's last words if it failed.
@@ -111,7 +114,7 @@ fn remove_cgroups() -> Result<()> {
 /// containerd with a pod of its own.
 pub(crate) struct Peer {
     daemon: Containerd,
-    client: Client,
+    pub(crate) client: Client,
     pub(crate) pod: Pod,
 }
 
@@ -119,7 +122,7 @@ impl Peer {
     async fn start(folder: &Path, certs: &Path, reference: &str) -> Result<Self> {
         let (daemon, mut client) = Containerd::start(folder, certs, Some(reference)).await?;
         client.pull(reference).await.context("pulling")?;
-        match Pod::start("containerd", client.clone(), reference, &folder.join("logs"), true).await {
+        match Pod::start("containerd", client.clone(), reference, &folder.join("logs"), "bench", true).await {
             Ok(pod) => Ok(Self { daemon, client, pod }),
             Err(error) => {
                 client.remove_everything().await.context("removing containerd's pods")?;

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use a3s_box_cri::proto::{
     ContainerConfig, ContainerMetadata, ContainerState, ExecRequest, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortForwardRequest,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortForwardRequest,
 };
 use a3s_box_e2e::client::{Client, image};
 use a3s_box_e2e::streams::{all, forward, kind, spdy};
@@ -74,15 +75,17 @@ impl Pod {
         mut client: Client,
         reference: &str,
         logs: &Path,
+        name: &str,
         host_network: bool,
     ) -> Result<Self> {
-        fs::create_dir_all(logs).with_context(|| format!("creating {}", logs.display()))?;
+        let logs = logs.join(name);
+        fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
         let network = if host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
         let namespaces = NamespaceOption { network: network.into(), ..NamespaceOption::default() };
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
-                name: "bench".to_owned(),
-                uid: "uid-bench".to_owned(),
+                name: name.to_owned(),
+                uid: format!("uid-{name}"),
                 namespace: "bench".to_owned(),
                 attempt: 0,
             }),
@@ -122,6 +125,21 @@ impl Pod {
 
     pub(crate) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The pod's IPv4 address.
+    pub(crate) async fn address(&mut self) -> Result<Ipv4Addr> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
+        let status = self.client.runtime.pod_sandbox_status(request).await?.into_inner();
+        let network = status.status.and_then(|status| status.network).context("a network status")?;
+        network.ip.parse().with_context(|| format!("address {:?}", network.ip))
+    }
+
+    /// What a command prints.
+    pub(crate) async fn output(&mut self, command: &[&str]) -> Result<String> {
+        let said = self.client.exec(&self.idle, command, LIMIT.as_secs().cast_signed()).await?;
+        ensure!(said.exit_code == 0, "{command:?}: {}", String::from_utf8_lossy(&said.stderr));
+        Ok(String::from_utf8(said.stdout)?)
     }
 
     /// Starts a container; its id and its log.

@@ -1,4 +1,4 @@
-//! Sends and takes bytes in the containers of `cargo xtask bench streams`. Linked statically: it is all there is in
+//! Sends and takes bytes in the containers of `cargo xtask bench`. Linked statically: it is all there is in
 //! their image.
 //!
 //! ```text
@@ -7,6 +7,9 @@
 //! pump lines COUNT WIDTH   so many bytes in lines of WIDTH bytes, then the line "end"
 //! pump serve vsock PORT    answers orders from the host
 //! pump serve tcp PORT      answers orders on 127.0.0.1
+//! pump serve net PORT      answers orders on every IPv4 address
+//! pump ask ADDRESS:PORT LETTER COUNT TURNS
+//!                          gives an order so many times; prints the microseconds from the first to the last answer
 //! ```
 //!
 //! An order is a letter and a count of eight big-endian bytes. After `s` that many bytes are sent, after `p` as well but
@@ -15,11 +18,11 @@
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
@@ -49,7 +52,9 @@ fn run(words: &[&str]) -> io::Result<()> {
         ["bytes", count] => send(&mut stdout()?, number(count)?, PIECE),
         ["lines", count, width] => lines(number(count)?, number(width)? as usize),
         ["serve", "vsock", port] => serve_vsock(number(port)? as u32),
-        ["serve", "tcp", port] => serve_tcp(number(port)? as u16),
+        ["serve", "tcp", port] => serve_tcp(Ipv4Addr::LOCALHOST, number(port)? as u16),
+        ["serve", "net", port] => serve_tcp(Ipv4Addr::UNSPECIFIED, number(port)? as u16),
+        ["ask", address, letter, count, turns] => ask(address, letter, number(count)?, number(turns)?),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "see the head of its source for what it does")),
     }
 }
@@ -101,11 +106,12 @@ fn lines(count: u64, width: usize) -> io::Result<()> {
     stdout.write_all(b"end\n")
 }
 
-fn serve_tcp(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
+fn serve_tcp(address: Ipv4Addr, port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind((address, port))?;
     println!("serving");
     loop {
         let (connection, _) = listener.accept()?;
+        connection.set_nodelay(true)?;
         thread::spawn(move || obey(connection, PIECE));
     }
 }
@@ -117,6 +123,32 @@ fn serve_vsock(port: u32) -> io::Result<()> {
         let (connection, _) = listener.accept()?;
         thread::spawn(move || obey(connection, VSOCK_PIECE));
     }
+}
+
+/// The other side of [`obey`].
+fn ask(address: &str, letter: &str, count: u64, turns: u64) -> io::Result<()> {
+    let mut connection = TcpStream::connect(address)?;
+    connection.set_nodelay(true)?;
+    let order = [letter.as_bytes(), &count.to_be_bytes()].concat();
+    let mut buffer = vec![0; 256 * 1024];
+    let started = Instant::now();
+    for _ in 0..turns {
+        connection.write_all(&order)?;
+        let mut answer = count;
+        if letter == "r" {
+            send(&mut connection, count, PIECE)?;
+            answer = 1;
+        }
+        while answer > 0 {
+            let room = answer.min(buffer.len() as u64) as usize;
+            match connection.read(&mut buffer[..room])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                some => answer -= some as u64,
+            }
+        }
+    }
+    println!("{}", started.elapsed().as_micros());
+    Ok(())
 }
 
 /// Until the other side closes, or breaks off.

@@ -175,7 +175,7 @@ pub(crate) async fn a_registry_that_hangs_costs_a_bounded_time(suite: &Suite) ->
     let asked = Instant::now();
     let error = failure(suite, &registry.reference("silent")).await?;
     ensure!(matches!(error.code(), Code::DeadlineExceeded | Code::Unavailable), "{error}");
-    ensure!(asked.elapsed() < Duration::from_secs(100), "it took {:?}", asked.elapsed());
+    ensure!(asked.elapsed() < Duration::from_secs(180), "it took {:?}", asked.elapsed());
     Ok(())
 }
 

@@ -209,7 +209,9 @@ pub(crate) async fn an_agent_that_is_killed_is_told(suite: &Suite) -> Result<()>
     client.pull(suite.shell()).await?;
     let kill = async |client: &mut Client, container: &str, _: i32| {
         // The answer dies with the agent.
-        let _ = client.exec(container, &["sh", "-c", "echo 77 > /proc/sys/vm/overcommit_ratio; sleep 20"], 20).await;
+        let _ = client
+            .exec(container, &["sh", "-c", "echo 77 > /proc/sys/vm/overcommit_ratio; sleep 20"], 20)
+            .await;
         Ok(())
     };
     let status = dies_at(suite, &mut client, "assassin", kill).await?;

@@ -1,0 +1,226 @@
+//! The last metre: a box behind its redirected tap, beside the same guest on a plain tap and beside containerd's veth.
+//!
+//! ```text
+//!   redirected   host ── veth ══ eth0 ──> tap0 ══ guest
+//!   plain tap    host ── tap ══ guest
+//!   containerd   host ── veth ══ eth0 of the pod's namespace
+//! ```
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::pair::{Pair, Programs};
+use crate::pod::{Pod, said};
+use crate::samples::Samples;
+
+const PORT: u16 = 7100;
+/// The pods' default gateway: an address of this machine.
+const GATEWAY: &str = "10.213.80.1";
+/// The plain tap's name on this machine.
+const TAP: &str = "a3s-bench-tap";
+/// A silence that means that bytes were lost.
+const SILENCE: Duration = Duration::from_secs(60);
+const PIECE: usize = 64 * 1024;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    programs: Programs,
+    /// Runs of every measurement.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// MiB that are moved in each.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    mib: u64,
+    /// Requests that are answered in each.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+}
+
+/// What is measured of a pod: out of it, into it, and requests of one byte that are answered with one.
+const MEASURES: [&str; 3] = ["out of the pod", "into the pod", "request and response"];
+
+type Measured = [Samples; MEASURES.len()];
+
+/// A pod that obeys orders on its address.
+struct Server {
+    pod: Pod,
+    address: Ipv4Addr,
+}
+
+impl Server {
+    async fn start(mut pod: Pod) -> Result<Self> {
+        let (_, log) = pod.launch(&["/pump", "serve", "net", &PORT.to_string()], false).await?;
+        said(&log, "serving").await?;
+        let address = pod.address().await?;
+        Ok(Self { pod, address })
+    }
+
+    /// One run of [`MEASURES`], asked for by this machine.
+    fn round(&self, options: &Options, into: &mut Measured) -> Result<()> {
+        let bytes = options.mib << 20;
+        let to = SocketAddr::from((self.address, PORT));
+        let mut connection = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
+        connection.set_nodelay(true)?;
+        connection.set_read_timeout(Some(SILENCE))?;
+        connection.set_write_timeout(Some(SILENCE))?;
+        for (samples, (letter, count, turns)) in
+            into.iter_mut().zip([(b's', bytes, 1), (b'r', bytes, 1), (b's', 1, options.requests)])
+        {
+            let started = Instant::now();
+            for _ in 0..turns {
+                order(&mut connection, letter, count)?;
+            }
+            samples.push(started.elapsed());
+        }
+        Ok(())
+    }
+
+    /// The same, asked for by another pod.
+    async fn round_from(&self, other: &mut Server, options: &Options, into: &mut Measured) -> Result<()> {
+        let bytes = options.mib << 20;
+        for (samples, (letter, count, turns)) in
+            into.iter_mut().zip([("s", bytes, 1), ("r", bytes, 1), ("s", 1, options.requests)])
+        {
+            let address = format!("{}:{PORT}", self.address);
+            let (count, turns) = (count.to_string(), turns.to_string());
+            let took = other.pod.output(&["/pump", "ask", &address, letter, &count, &turns]).await?;
+            samples.push(Duration::from_micros(took.trim().parse().context("pump's time")?));
+        }
+        Ok(())
+    }
+}
+
+fn order(connection: &mut TcpStream, letter: u8, count: u64) -> Result<()> {
+    connection.write_all(&[&[letter][..], &count.to_be_bytes()].concat())?;
+    let mut buffer = vec![b'x'; 256 * 1024];
+    let mut answer = count;
+    if letter == b'r' {
+        let mut left = count;
+        while left > 0 {
+            let now = left.min(PIECE as u64);
+            connection.write_all(&buffer[..now as usize])?;
+            left -= now;
+        }
+        answer = 1;
+    }
+    while answer > 0 {
+        let room = answer.min(buffer.len() as u64) as usize;
+        let count = connection.read(&mut buffer[..room]).context("reading the pod's answer")?;
+        ensure!(count > 0, "the pod's answer ended with {answer} bytes missing");
+        answer -= count as u64;
+    }
+    Ok(())
+}
+
+pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
+    let mut pair = Pair::start(&options.programs, state).await?;
+    let outcome = measure(options, &mut pair).await;
+    if Path::new("/sys/class/net").join(TAP).exists() {
+        ip(&["link", "del", TAP])?;
+    }
+    pair.stop(outcome).await
+}
+
+async fn measure(options: &Options, pair: &mut Pair) -> Result<()> {
+    let logs = pair.state.join("logs");
+    let mut ours = Vec::new();
+    for name in ["first", "second", "plain"] {
+        let pod = Pod::start("a3s-box", pair.client.clone(), &pair.reference, &logs, name, false).await?;
+        ours.push(Server::start(pod).await?);
+    }
+    let plain = ours.pop().context("three pods")?;
+    let mut theirs = Vec::new();
+    if let Some(peer) = &pair.peer {
+        let logs = pair.state.join("c/logs");
+        for name in ["first", "second"] {
+            let pod =
+                Pod::start("containerd", peer.client.clone(), &pair.reference, &logs, name, false).await?;
+            theirs.push(Server::start(pod).await?);
+        }
+    }
+    on_a_plain_tap(&pair.state, plain.pod.id(), plain.address)?;
+
+    let (mut redirected, mut tap, mut veth) = (Measured::default(), Measured::default(), Measured::default());
+    let (mut boxes, mut namespaces) = (Measured::default(), Measured::default());
+    for round in 0..options.rounds {
+        // Who goes first changes: what the machine does beside hits both.
+        if round % 2 == 0 {
+            ours[0].round(options, &mut redirected)?;
+            plain.round(options, &mut tap)?;
+        } else {
+            plain.round(options, &mut tap)?;
+            ours[0].round(options, &mut redirected)?;
+        }
+        if let [first, second] = &mut ours[..] {
+            first.round_from(second, options, &mut boxes).await.context("from pod to pod")?;
+        }
+        if let [first, second] = &mut theirs[..] {
+            first.round(options, &mut veth)?;
+            first
+                .round_from(second, options, &mut namespaces)
+                .await
+                .context("from containerd's pod to pod")?;
+        }
+    }
+    let has_peer = !theirs.is_empty();
+
+    println!(
+        "\n{} MiB and {} requests each, {} round(s), a3s-box on QEMU; ratios are of times: above 1 is slower",
+        options.mib, options.requests, options.rounds
+    );
+    println!("{:<36}{:>12}{:>10}{:>14}{:>16}", "", "redirected", "noise", "to plain tap", "to containerd");
+    for (place, mine, tap, veth) in
+        [("host and pod", &redirected, Some(&tap), &veth), ("pod and pod", &boxes, None, &namespaces)]
+    {
+        for (index, measure) in MEASURES.iter().enumerate() {
+            let samples = &mine[index];
+            let figure = if index == 2 {
+                format!("{:.0} us", samples.percentile(50) * 1e3 / options.requests as f64)
+            } else {
+                format!("{:.0} MB/s", samples.rate(options.mib << 20))
+            };
+            let to_tap = tap.map_or("-".to_owned(), |tap| format!("{:.2}", samples.ratio_to(&tap[index])));
+            let to_veth =
+                if has_peer { format!("{:.2}", samples.ratio_to(&veth[index])) } else { "-".to_owned() };
+            let label = format!("{place}: {measure}");
+            println!("{label:<36}{figure:>12}{:>10.2}{to_tap:>14}{to_veth:>16}", samples.noise());
+        }
+    }
+    Ok(())
+}
+
+/// Takes the pod's tap out of its namespace, without the redirection, and leads its address there. The guest notices
+/// nothing: its gateway keeps address and MAC.
+fn on_a_plain_tap(state: &Path, pod: &str, address: Ipv4Addr) -> Result<()> {
+    let route = ip(&["route", "get", &address.to_string()])?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "dev");
+    let veth = words.nth(1).with_context(|| format!("no device in {route:?}"))?.to_owned();
+    let mac = fs::read_to_string(format!("/sys/class/net/{veth}/address"))?;
+    let netns = format!("--net={}/run/netns/a3s-{pod}", state.display());
+    let pid = std::process::id().to_string();
+    program("nsenter", &[&netns, "ip", "link", "set", "tap0", "name", TAP, "netns", &pid])?;
+    ip(&["link", "set", TAP, "address", mac.trim()])?;
+    ip(&["addr", "add", &format!("{GATEWAY}/32"), "dev", TAP])?;
+    ip(&["link", "set", TAP, "up"])?;
+    ip(&["route", "replace", &address.to_string(), "dev", TAP, "src", GATEWAY])?;
+    Ok(())
+}
+
+fn ip(arguments: &[&str]) -> Result<String> {
+    program("ip", arguments)
+}
+
+/// What it prints.
+fn program(name: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(name).args(arguments).output().with_context(|| format!("starting {name}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} {arguments:?} ended with {}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
