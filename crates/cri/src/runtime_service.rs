@@ -23,7 +23,7 @@ impl RuntimeService for CriService {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        answer("Status", async { self.status(&request.into_inner()) }).await
+        answer("Status", self.status(&request.into_inner())).await
     }
 
     async fn runtime_config(

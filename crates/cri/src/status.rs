@@ -30,8 +30,8 @@ impl CriService {
         }
     }
 
-    pub(crate) fn status(&self, request: &StatusRequest) -> Result<StatusResponse, CriError> {
-        let network = self.boxes.network_status();
+    pub(crate) async fn status(&self, request: &StatusRequest) -> Result<StatusResponse, CriError> {
+        let network = self.boxes.network_status().await;
         let network = Condition { ready: network.ready, reason: network.reason, message: network.message };
         let conditions = vec![
             condition("RuntimeReady", &self.settings.runtime_condition),

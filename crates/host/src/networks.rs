@@ -44,6 +44,7 @@ pub(crate) fn net_config(config: &Config) -> NetConfig {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
         cache_dir: config.root.join("cni"),
+        other_caches: config.root.join("standalone/run"),
         netns_dir: config.run_dir.join("netns"),
         plugin_timeout: config.network.plugin_timeout,
         ..NetConfig::default()
@@ -76,8 +77,16 @@ impl PodNetworks for Networks {
         a3s_box_net::usage(network).await.map_err(|error| NetworkFault(Box::new(error)))
     }
 
-    fn readiness(&self) -> NetworkReadiness {
-        match self.0.status() {
+    async fn check(&self, id: &BoxId) -> Result<(), NetworkFault> {
+        self.0.check(id).await.map_err(|error| NetworkFault(Box::new(error)))
+    }
+
+    async fn collect_garbage(&self) -> Result<(), NetworkFault> {
+        self.0.collect_garbage().await.map_err(|error| NetworkFault(Box::new(error)))
+    }
+
+    async fn readiness(&self) -> NetworkReadiness {
+        match self.0.status().await {
             NetworkStatus::Ready { detail } => {
                 NetworkReadiness { ready: true, reason: String::new(), message: detail }
             }

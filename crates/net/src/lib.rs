@@ -18,6 +18,8 @@
 mod attach;
 pub mod cni;
 mod config;
+mod exclusion;
+mod health;
 pub mod local;
 pub mod names;
 mod netlink;
@@ -28,6 +30,7 @@ mod resolver;
 mod status;
 pub mod tap;
 mod turns;
+mod upkeep;
 mod usage;
 mod view;
 
@@ -38,4 +41,5 @@ pub use pods::{PodNetworking, SetupError, SetupFailure, SetupRequest, TeardownEr
 pub use record::RecordError;
 pub use resolver::host_resolver;
 pub use status::NetworkStatus;
+pub use upkeep::{CheckError, GcError};
 pub use usage::usage;

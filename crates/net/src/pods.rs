@@ -13,6 +13,8 @@ use crate::attach::{self, AttachError, PodInterface};
 use crate::cni::request::Offer;
 use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
+use crate::exclusion::Exclusion;
+use crate::health::Health;
 use crate::local::{self, LocalConfig, LocalError, Wish};
 use crate::names;
 use crate::netns::{self, NetnsError};
@@ -145,21 +147,26 @@ pub enum TeardownError {
 /// Calls for different boxes run side by side; calls for one box take turns.
 #[derive(Debug, Clone)]
 pub struct PodNetworking {
-    config: Arc<NetConfig>,
-    records: Records,
-    turns: Turns,
+    pub(crate) config: Arc<NetConfig>,
+    pub(crate) records: Records,
+    pub(crate) turns: Turns,
+    pub(crate) exclusion: Exclusion,
+    health: Health,
 }
 
 impl PodNetworking {
     /// An adapter with these settings. Touches nothing.
     pub fn new(config: NetConfig) -> Self {
         let records = Records::new(config.cache_dir.clone());
-        Self { config: Arc::new(config), records, turns: Turns::default() }
+        let exclusion = Exclusion::new(config.gc_lock.clone());
+        let (turns, health) = (Turns::default(), Health::default());
+        Self { config: Arc::new(config), records, turns, exclusion, health }
     }
 
-    /// Whether pods can be connected, as the node's files are now.
-    pub fn status(&self) -> NetworkStatus {
-        status::look(&self.config)
+    /// Whether pods can be connected, as the node's files are now and as its plugins said a short while ago.
+    /// Answers within seconds, whatever plugins do.
+    pub async fn status(&self) -> NetworkStatus {
+        status::look(&self.config, &self.health).await
     }
 
     /// Boxes for which this daemon holds something, for reconciliation at start.
@@ -213,6 +220,7 @@ impl PodNetworking {
         let interfaces = match &mut record.connection {
             None => Vec::new(),
             Some(Connection::Cni(connection)) => {
+                let _pass = self.exclusion.share().await;
                 let result = self.chain(connection).add(&connection.attachment).await?;
                 connection.result = Some(result.for_next(connection.list.version));
                 pod_interfaces(&result, &connection.attachment)
@@ -327,6 +335,7 @@ impl PodNetworking {
         match connection {
             Connection::Local { local } => disconnect_locally(local, request, turn).await,
             Connection::Cni(connection) => {
+                let _pass = self.exclusion.share().await;
                 let present = netns::exists(netns).then_some(netns);
                 let chain = self.chain(connection);
                 let errors = chain.del(&connection.attachment, present, connection.result.as_ref()).await;

@@ -45,6 +45,8 @@ impl Site {
             conf_dir: at("net.d"),
             bin_dirs: vec![at("bin"), REAL_PLUGINS.into()],
             cache_dir: at("cache"),
+            other_caches: at("others"),
+            gc_lock: at("cni.lock"),
             netns_dir: at("netns"),
             plugin_timeout: Duration::from_secs(20),
             tap_owner: None,
