@@ -36,8 +36,10 @@ pub struct SetupRequest {
     pub port_mappings: Vec<PortMapping>,
     /// The resolver's configuration, for plugins that care.
     pub dns: Option<DnsSpec>,
-    /// The pod's annotations, for plugins that care.
+    /// The pod's annotations, for plugins that care; those about bandwidth for the capability of that name.
     pub annotations: BTreeMap<String, String>,
+    /// The pod's cgroup, for plugins that care.
+    pub cgroup_parent: Option<String>,
 }
 
 impl SetupRequest {
@@ -50,6 +52,7 @@ impl SetupRequest {
             port_mappings: spec.port_mappings.clone(),
             dns: spec.dns.clone(),
             annotations: spec.annotations.clone(),
+            cgroup_parent: spec.cgroup_parent.clone(),
         }
     }
 }
@@ -255,17 +258,22 @@ impl PodNetworking {
                     other => other?,
                 };
                 exec::find_all(&list, &self.config.bin_dirs)?;
-                if request.port_mappings.iter().any(|port| port.host_port != 0) && !list.publishes_ports() {
-                    let network = &list.name;
-                    tracing::warn!(%network, "no plugin of the network has the capability portMappings: the pod's host ports lead nowhere");
-                }
                 let offer = Offer {
                     port_mappings: &request.port_mappings,
                     dns: request.dns.as_ref(),
                     annotations: &request.annotations,
+                    cgroup_path: request.cgroup_parent.as_deref(),
+                    ip_ranges: &[],
                 };
                 let attachment =
                     Attachment::new(&request.box_id, netns.to_owned(), &request.identity, offer)?;
+                for (capability, lacks) in attachment.unheard(&list) {
+                    tracing::warn!(
+                        network = list.name,
+                        capability,
+                        "no plugin of the network has this capability: {lacks}"
+                    );
+                }
                 Ok(Some(Connection::Cni(CniConnection { list, attachment, result: None })))
             }
         }

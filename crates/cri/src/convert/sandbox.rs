@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use a3s_box_core::bandwidth::Bandwidth;
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping, PortProtocol};
 
 use super::resources::{SizePolicy, box_size};
@@ -32,11 +33,15 @@ pub fn box_spec(
         linux.security_context.as_ref().map(security::sandbox_context).transpose()?.flatten();
     let identity = identity(config.metadata)?;
     let hostname = hostname(config.hostname, &identity.name)?;
+    let annotations = sorted(config.annotations);
+    Bandwidth::of(&annotations).map_err(|bad| {
+        InvalidRequest::new(format!("config.annotations[{:?}]", bad.annotation), bad.to_string())
+    })?;
     Ok(BoxSpec {
         identity,
         hostname,
         labels: sorted(config.labels),
-        annotations: sorted(config.annotations),
+        annotations,
         log_directory: absolute(config.log_directory, "config.log_directory")?,
         runtime_handler: handler,
         cgroup_parent: given(linux.cgroup_parent),
@@ -275,6 +280,17 @@ mod tests {
         config(&mut ports).port_mappings =
             vec![proto::PortMapping { host_ip: "example".to_owned(), ..Default::default() }];
         assert_eq!(refused_field(ports), "config.port_mappings[0].host_ip");
+    }
+
+    #[test]
+    fn an_annotation_that_says_no_bandwidth_is_refused_by_its_key() {
+        let mut limited = request();
+        config(&mut limited).annotations =
+            [("kubernetes.io/egress-bandwidth".to_owned(), "10M".to_owned())].into();
+        assert!(convert(limited.clone()).is_ok());
+        config(&mut limited).annotations =
+            [("kubernetes.io/egress-bandwidth".to_owned(), "fast".to_owned())].into();
+        assert_eq!(refused_field(limited), "config.annotations[\"kubernetes.io/egress-bandwidth\"]");
     }
 
     #[test]

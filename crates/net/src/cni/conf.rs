@@ -203,9 +203,9 @@ pub struct NetworkList {
 }
 
 impl NetworkList {
-    /// Whether any plugin takes the pod's host ports.
-    pub fn publishes_ports(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.wants("portMappings"))
+    /// Whether any plugin asked for the `runtimeConfig` key `name`.
+    pub fn wants(&self, name: &str) -> bool {
+        self.plugins.iter().any(|plugin| plugin.wants(name))
     }
 
     /// The binaries of all plugins.

@@ -116,6 +116,7 @@ pub fn request(n: u8) -> SetupRequest {
         port_mappings: Vec::new(),
         dns: None,
         annotations: BTreeMap::new(),
+        cgroup_parent: None,
     }
 }
 
