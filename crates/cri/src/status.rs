@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use a3s_box_runtime::Leftover;
 use serde_json::json;
 
+use crate::convert::sandbox::pod_cidrs;
 use crate::error::CriError;
 use crate::proto::{
     self, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
-    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse, VersionResponse,
+    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
+    UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionResponse,
 };
 use crate::service::CriService;
 use crate::settings::{CgroupDriver, Condition};
@@ -64,6 +66,18 @@ impl CriService {
         info.insert("leftovers".to_owned(), json!(self.boxes.leftovers()).to_string());
         info.insert("quarantined".to_owned(), json!(quarantined).to_string());
         info
+    }
+
+    /// Kubelet tells the node's pod addresses, once and again whenever it starts.
+    pub(crate) async fn update_runtime_config(
+        &self,
+        request: UpdateRuntimeConfigRequest,
+    ) -> Result<UpdateRuntimeConfigResponse, CriError> {
+        let cidrs = pod_cidrs(request)?;
+        if !cidrs.is_empty() {
+            self.boxes.assign_pod_cidrs(&cidrs).await?;
+        }
+        Ok(UpdateRuntimeConfigResponse {})
     }
 
     pub(crate) fn runtime_config(&self) -> RuntimeConfigResponse {

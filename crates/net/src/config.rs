@@ -41,6 +41,9 @@ pub struct NetConfig {
     pub local: LocalConfig,
     /// Where CNI configurations lie; the lexically first file decides.
     pub conf_dir: PathBuf,
+    /// What the CNI configuration is made from once the cluster has assigned addresses to the node, if nobody else brings
+    /// one.
+    pub conf_template: Option<PathBuf>,
     /// Where plugins are looked for, in this order.
     pub bin_dirs: Vec<PathBuf>,
     /// Records of what each box holds. Must survive a reboot of the host, as the address
@@ -68,6 +71,7 @@ impl Default for NetConfig {
             fallback: Fallback::None,
             local: LocalConfig::default(),
             conf_dir: "/etc/cni/net.d".into(),
+            conf_template: None,
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/a3s-box/cni".into(),
             other_caches: "/var/lib/a3s-box/standalone/run".into(),

@@ -9,6 +9,7 @@ use a3s_box_core::network::PodNetwork;
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping};
 use thiserror::Error;
 
+use crate::assign;
 use crate::attach::{self, AttachError, PodInterface};
 use crate::cni::request::Offer;
 use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
@@ -263,7 +264,7 @@ impl PodNetworking {
                     dns: request.dns.as_ref(),
                     annotations: &request.annotations,
                     cgroup_path: request.cgroup_parent.as_deref(),
-                    ip_ranges: &[],
+                    ip_ranges: &assign::assigned(&self.config),
                 };
                 let attachment =
                     Attachment::new(&request.box_id, netns.to_owned(), &request.identity, offer)?;

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, SessionRequest};
+use a3s_box_core::network::Address;
 use a3s_box_core::spec::{BoxSpec, Limits, MountSource, PidNamespace, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
@@ -418,6 +419,16 @@ impl BoxManager {
     /// What the network had to complain of a box when it was taken up.
     pub fn network_complaint(&self, id: &BoxId) -> Option<String> {
         self.shared.network_complaints.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// What the cluster has assigned to this node's pods, one range of an address family each.
+    pub async fn assign_pod_cidrs(&self, cidrs: &[Address]) -> Result<(), RuntimeError> {
+        let NetworkSetting::Pods(pods) = &self.shared.config.network else { return Ok(()) };
+        let assigned = pods.assign_pod_cidrs(cidrs).await;
+        assigned.map_err(|fault| {
+            let (kind, stage) = (ErrorKind::FailedPrecondition, FailedStage::Network);
+            RuntimeError::caused(kind, stage, "the node", fault)
+        })
     }
 
     /// Joins all tasks. Boxes keep running; those that are still starting are undone.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use a3s_box_core::BoxId;
-use a3s_box_core::network::{InterfaceUsage, PodNetwork};
+use a3s_box_core::network::{Address, InterfaceUsage, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 
 use crate::api::NetworkReadiness;
@@ -39,6 +39,9 @@ pub trait PodNetworks: Send + Sync + 'static {
 
     /// Gives back what belongs to no box, of this instance or of another on this host. May wait for minutes until it can.
     async fn collect_garbage(&self) -> Result<(), NetworkFault>;
+
+    /// What the cluster has assigned to this node's pods, one range of an address family each.
+    async fn assign_pod_cidrs(&self, cidrs: &[Address]) -> Result<(), NetworkFault>;
 }
 
 /// Who connects pods.

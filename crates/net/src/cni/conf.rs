@@ -225,6 +225,12 @@ pub fn first(dir: &Path) -> Result<PathBuf, ConfError> {
     first.ok_or_else(|| ConfError::Missing { dir: dir.to_owned() })
 }
 
+/// Whether a file with this text would be a network. `path` is for messages.
+pub fn check(text: &[u8], path: &Path) -> Result<(), ConfError> {
+    let network = parse(&object(text, path)?, path);
+    network.map(drop).map_err(|problem| ConfError::Invalid { path: path.to_owned(), problem })
+}
+
 /// Reads one configuration file. A plain `.conf` is a list of one plugin; what a file is follows
 /// from its content, whatever its name says.
 pub fn load(path: &Path) -> Result<NetworkList, ConfError> {
@@ -334,8 +340,11 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, ConfError> {
     if fs::metadata(path).map_err(read_error)?.len() > MAX_FILE {
         return Err(ConfError::TooLarge { path: path.to_owned() });
     }
-    let bytes = fs::read(path).map_err(read_error)?;
-    let value = serde_json::from_slice(&bytes)
+    object(&fs::read(path).map_err(read_error)?, path)
+}
+
+fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>, ConfError> {
+    let value = serde_json::from_slice(text)
         .map_err(|source| ConfError::NotJson { path: path.to_owned(), source })?;
     match value {
         Value::Object(map) => Ok(map),

@@ -43,6 +43,7 @@ impl Site {
             fallback: Fallback::None,
             local: LocalConfig { state_dir: at("local"), ..LocalConfig::default() },
             conf_dir: at("net.d"),
+            conf_template: None,
             bin_dirs: vec![at("bin"), REAL_PLUGINS.into()],
             cache_dir: at("cache"),
             other_caches: at("others"),

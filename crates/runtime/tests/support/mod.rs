@@ -147,6 +147,10 @@ impl PodNetworks for FakeNetworks {
         Ok(())
     }
 
+    async fn assign_pod_cidrs(&self, _cidrs: &[a3s_box_core::network::Address]) -> Result<(), NetworkFault> {
+        Ok(())
+    }
+
     async fn readiness(&self) -> NetworkReadiness {
         NetworkReadiness { ready: true, reason: String::new(), message: String::new() }
     }
