@@ -194,18 +194,18 @@ impl Work {
     }
 
     async fn boot(&self) -> anyhow::Result<BoxId> {
-        let network = self.network()?;
+        let network = self.network().await?;
         let spec = spec::box_spec(&self.args, &self.name, self.config.size, network, self.resolver(network));
         Ok(self.boxes.run_box(spec).await?)
     }
 
     /// Without a word from the user a node without a network still runs commands, and says what it lacks.
-    fn network(&self) -> anyhow::Result<NetworkMode> {
+    async fn network(&self) -> anyhow::Result<NetworkMode> {
         match self.args.network {
             Some(Network::Cni | Network::Local) => Ok(NetworkMode::Pod),
             Some(Network::None) => Ok(NetworkMode::None),
             None => {
-                let status = self.boxes.network_status();
+                let status = self.boxes.network_status().await;
                 if status.ready {
                     return Ok(NetworkMode::Pod);
                 }

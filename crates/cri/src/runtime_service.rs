@@ -23,7 +23,7 @@ impl RuntimeService for CriService {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        answer("Status", async { self.status(&request.into_inner()) }).await
+        answer("Status", self.status(&request.into_inner())).await
     }
 
     async fn runtime_config(
@@ -35,9 +35,9 @@ impl RuntimeService for CriService {
 
     async fn update_runtime_config(
         &self,
-        _request: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        unimplemented("UpdateRuntimeConfig")
+        answer("UpdateRuntimeConfig", self.update_runtime_config(request.into_inner())).await
     }
 
     async fn run_pod_sandbox(

@@ -12,7 +12,7 @@ use crate::proto::{
     RemovePodSandboxResponse, RunPodSandboxRequest, RunPodSandboxResponse, StopPodSandboxRequest,
     StopPodSandboxResponse, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
 };
-use crate::service::{CriService, now_ns};
+use crate::service::{CriService, json, now_ns};
 
 impl CriService {
     pub(crate) async fn run_sandbox(
@@ -54,7 +54,12 @@ impl CriService {
     ) -> Result<PodSandboxStatusResponse, CriError> {
         let id = self.box_id(request.pod_sandbox_id)?;
         let state = self.boxes.box_status(&id)?;
-        let info = if request.verbose { status::sandbox_info(&state) } else { HashMap::new() };
+        let mut info = if request.verbose { status::sandbox_info(&state) } else { HashMap::new() };
+        if request.verbose
+            && let Some(complaint) = self.boxes.network_complaint(&id)
+        {
+            info.insert("networkCheck".to_owned(), json(&complaint));
+        }
         Ok(PodSandboxStatusResponse {
             status: Some(status::sandbox_status(&state)),
             info,

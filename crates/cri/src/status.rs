@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use a3s_box_runtime::Leftover;
 use serde_json::json;
 
+use crate::convert::sandbox::pod_cidrs;
 use crate::error::CriError;
 use crate::proto::{
     self, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
-    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse, VersionResponse,
+    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
+    UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionResponse,
 };
 use crate::service::CriService;
 use crate::settings::{CgroupDriver, Condition};
@@ -30,8 +32,8 @@ impl CriService {
         }
     }
 
-    pub(crate) fn status(&self, request: &StatusRequest) -> Result<StatusResponse, CriError> {
-        let network = self.boxes.network_status();
+    pub(crate) async fn status(&self, request: &StatusRequest) -> Result<StatusResponse, CriError> {
+        let network = self.boxes.network_status().await;
         let network = Condition { ready: network.ready, reason: network.reason, message: network.message };
         let conditions = vec![
             condition("RuntimeReady", &self.settings.runtime_condition),
@@ -64,6 +66,18 @@ impl CriService {
         info.insert("leftovers".to_owned(), json!(self.boxes.leftovers()).to_string());
         info.insert("quarantined".to_owned(), json!(quarantined).to_string());
         info
+    }
+
+    /// Kubelet tells the node's pod addresses, once and again whenever it starts.
+    pub(crate) async fn update_runtime_config(
+        &self,
+        request: UpdateRuntimeConfigRequest,
+    ) -> Result<UpdateRuntimeConfigResponse, CriError> {
+        let cidrs = pod_cidrs(request)?;
+        if !cidrs.is_empty() {
+            self.boxes.assign_pod_cidrs(&cidrs).await?;
+        }
+        Ok(UpdateRuntimeConfigResponse {})
     }
 
     pub(crate) fn runtime_config(&self) -> RuntimeConfigResponse {

@@ -48,6 +48,28 @@ async fn version_status_and_configuration_are_answered() {
     served.stop().await;
 }
 
+/// Kubelet calls it on every node with pod addresses, and goes on calling until it is answered.
+#[tokio::test]
+async fn pod_addresses_are_taken_note_of_and_nonsense_is_refused() {
+    let mut served = Served::start().await;
+    let request = |pod_cidr: &str| UpdateRuntimeConfigRequest {
+        runtime_config: Some(RuntimeConfig {
+            network_config: Some(NetworkConfig { pod_cidr: pod_cidr.to_owned() }),
+        }),
+    };
+    for told in ["10.244.1.0/24", "10.244.1.0/24,fd00:244::/64", ""] {
+        served.runtime.update_runtime_config(request(told)).await.unwrap();
+    }
+    served.runtime.update_runtime_config(UpdateRuntimeConfigRequest::default()).await.unwrap();
+    let refused = served.runtime.update_runtime_config(request("10.244.1.0")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        refused.message().contains("runtime_config.network_config.pod_cidr: \"10.244.1.0\""),
+        "{refused}"
+    );
+    served.stop().await;
+}
+
 #[tokio::test]
 async fn unknown_objects_are_not_found_by_status_and_gone_for_stop_and_remove() {
     let mut served = Served::start().await;
@@ -192,7 +214,6 @@ async fn calls_of_later_versions_say_their_name() {
         )+};
     }
     all!(
-        update_runtime_config(UpdateRuntimeConfigRequest) => "UpdateRuntimeConfig",
         checkpoint_container(CheckpointContainerRequest) => "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) => "CheckpointPod",
         restore_pod(RestorePodRequest) => "RestorePod",

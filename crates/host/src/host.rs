@@ -75,6 +75,7 @@ impl Host {
         let (choice, vmm) = backend::choose(&config, &layout, &config.run_dir).await?;
         tracing::info!(backend = choice.name(), reason = %choice.reason, "hypervisor chosen");
         let boxes = start_boxes(&config, &layout, storage, vmm).await?;
+        boxes.look_after_networks();
         Ok(Self { config, boxes, images, choice, _locks: locks })
     }
 }

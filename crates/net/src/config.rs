@@ -41,11 +41,19 @@ pub struct NetConfig {
     pub local: LocalConfig,
     /// Where CNI configurations lie; the lexically first file decides.
     pub conf_dir: PathBuf,
+    /// What the CNI configuration is made from once the cluster has assigned addresses to the node, if nobody else brings
+    /// one.
+    pub conf_template: Option<PathBuf>,
     /// Where plugins are looked for, in this order.
     pub bin_dirs: Vec<PathBuf>,
     /// Records of what each box holds. Must survive a reboot of the host, as the address
     /// allocations of IPAM plugins do.
     pub cache_dir: PathBuf,
+    /// Where `a3s-box run` has such directories: `<other_caches>/<name>/cni`. What they hold of a CNI network is told
+    /// to its GC too.
+    pub other_caches: PathBuf,
+    /// What keeps GC apart from ADD and DEL; the same file for all instances of the host.
+    pub gc_lock: PathBuf,
     /// Where namespaces are mounted by name. Not `/var/run/netns`: the first `ip netns add` of a host mounts that
     /// directory over itself and what was there before into the bargain, and a namespace that is mounted twice
     /// outlives its removal.
@@ -63,8 +71,11 @@ impl Default for NetConfig {
             fallback: Fallback::None,
             local: LocalConfig::default(),
             conf_dir: "/etc/cni/net.d".into(),
+            conf_template: None,
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/a3s-box/cni".into(),
+            other_caches: "/var/lib/a3s-box/standalone/run".into(),
+            gc_lock: "/run/a3s-box/cni.lock".into(),
             netns_dir: "/run/a3s-box/netns".into(),
             plugin_timeout: Duration::from_secs(60),
             tap_owner: None,

@@ -15,9 +15,12 @@
 //! Threads: a thread that has changed its network namespace never goes back to other work. All
 //! such work happens on threads of its own that end afterwards ([`netns`]).
 
+mod assign;
 mod attach;
 pub mod cni;
 mod config;
+mod exclusion;
+mod health;
 pub mod local;
 pub mod names;
 mod netlink;
@@ -27,10 +30,13 @@ mod record;
 mod resolver;
 mod status;
 pub mod tap;
+mod template;
 mod turns;
+mod upkeep;
 mod usage;
 mod view;
 
+pub use assign::AssignError;
 pub use attach::AttachError;
 pub use config::{Fallback, NetConfig, NetMode};
 pub use local::{LocalConfig, LocalError, Subnet};
@@ -38,4 +44,6 @@ pub use pods::{PodNetworking, SetupError, SetupFailure, SetupRequest, TeardownEr
 pub use record::RecordError;
 pub use resolver::host_resolver;
 pub use status::NetworkStatus;
+pub use template::TemplateProblem;
+pub use upkeep::{CheckError, GcError};
 pub use usage::usage;

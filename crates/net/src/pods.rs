@@ -9,10 +9,13 @@ use a3s_box_core::network::PodNetwork;
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping};
 use thiserror::Error;
 
+use crate::assign;
 use crate::attach::{self, AttachError, PodInterface};
 use crate::cni::request::Offer;
 use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
+use crate::exclusion::Exclusion;
+use crate::health::Health;
 use crate::local::{self, LocalConfig, LocalError, Wish};
 use crate::names;
 use crate::netns::{self, NetnsError};
@@ -34,8 +37,10 @@ pub struct SetupRequest {
     pub port_mappings: Vec<PortMapping>,
     /// The resolver's configuration, for plugins that care.
     pub dns: Option<DnsSpec>,
-    /// The pod's annotations, for plugins that care.
+    /// The pod's annotations, for plugins that care; those about bandwidth for the capability of that name.
     pub annotations: BTreeMap<String, String>,
+    /// The pod's cgroup, for plugins that care.
+    pub cgroup_parent: Option<String>,
 }
 
 impl SetupRequest {
@@ -48,6 +53,7 @@ impl SetupRequest {
             port_mappings: spec.port_mappings.clone(),
             dns: spec.dns.clone(),
             annotations: spec.annotations.clone(),
+            cgroup_parent: spec.cgroup_parent.clone(),
         }
     }
 }
@@ -145,21 +151,26 @@ pub enum TeardownError {
 /// Calls for different boxes run side by side; calls for one box take turns.
 #[derive(Debug, Clone)]
 pub struct PodNetworking {
-    config: Arc<NetConfig>,
-    records: Records,
-    turns: Turns,
+    pub(crate) config: Arc<NetConfig>,
+    pub(crate) records: Records,
+    pub(crate) turns: Turns,
+    pub(crate) exclusion: Exclusion,
+    health: Health,
 }
 
 impl PodNetworking {
     /// An adapter with these settings. Touches nothing.
     pub fn new(config: NetConfig) -> Self {
         let records = Records::new(config.cache_dir.clone());
-        Self { config: Arc::new(config), records, turns: Turns::default() }
+        let exclusion = Exclusion::new(config.gc_lock.clone());
+        let (turns, health) = (Turns::default(), Health::default());
+        Self { config: Arc::new(config), records, turns, exclusion, health }
     }
 
-    /// Whether pods can be connected, as the node's files are now.
-    pub fn status(&self) -> NetworkStatus {
-        status::look(&self.config)
+    /// Whether pods can be connected, as the node's files are now and as its plugins said a short while ago.
+    /// Answers within seconds, whatever plugins do.
+    pub async fn status(&self) -> NetworkStatus {
+        status::look(&self.config, &self.health).await
     }
 
     /// Boxes for which this daemon holds something, for reconciliation at start.
@@ -213,6 +224,7 @@ impl PodNetworking {
         let interfaces = match &mut record.connection {
             None => Vec::new(),
             Some(Connection::Cni(connection)) => {
+                let _pass = self.exclusion.share().await;
                 let result = self.chain(connection).add(&connection.attachment).await?;
                 connection.result = Some(result.for_next(connection.list.version));
                 pod_interfaces(&result, &connection.attachment)
@@ -247,17 +259,22 @@ impl PodNetworking {
                     other => other?,
                 };
                 exec::find_all(&list, &self.config.bin_dirs)?;
-                if request.port_mappings.iter().any(|port| port.host_port != 0) && !list.publishes_ports() {
-                    let network = &list.name;
-                    tracing::warn!(%network, "no plugin of the network has the capability portMappings: the pod's host ports lead nowhere");
-                }
                 let offer = Offer {
                     port_mappings: &request.port_mappings,
                     dns: request.dns.as_ref(),
                     annotations: &request.annotations,
+                    cgroup_path: request.cgroup_parent.as_deref(),
+                    ip_ranges: &assign::assigned(&self.config),
                 };
                 let attachment =
                     Attachment::new(&request.box_id, netns.to_owned(), &request.identity, offer)?;
+                for (capability, lacks) in attachment.unheard(&list) {
+                    tracing::warn!(
+                        network = list.name,
+                        capability,
+                        "no plugin of the network has this capability: {lacks}"
+                    );
+                }
                 Ok(Some(Connection::Cni(CniConnection { list, attachment, result: None })))
             }
         }
@@ -327,6 +344,7 @@ impl PodNetworking {
         match connection {
             Connection::Local { local } => disconnect_locally(local, request, turn).await,
             Connection::Cni(connection) => {
+                let _pass = self.exclusion.share().await;
                 let present = netns::exists(netns).then_some(netns);
                 let chain = self.chain(connection);
                 let errors = chain.del(&connection.attachment, present, connection.result.as_ref()).await;

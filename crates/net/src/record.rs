@@ -151,14 +151,19 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(|e| io_error(path, "make its directory", e))?;
     }
+    replace(path, bytes).map_err(|e| io_error(path, "write it", e))
+}
+
+/// Replaces a file; after a crash it is either the old or the new one.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = unfinished(path);
     let stored = File::create(&new).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_data()?;
         fs::rename(&new, path)
     });
-    stored.map_err(|e| io_error(path, "write it", e)).inspect_err(|_| {
-        // Half a file nobody will ask for; the error above says what matters.
+    stored.inspect_err(|_| {
+        // Half a file nobody will ask for; the error says what matters.
         let _ = fs::remove_file(&new);
     })
 }

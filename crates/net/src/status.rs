@@ -1,7 +1,8 @@
 //! Whether pods can be connected: CRI's NetworkReady.
 
-use crate::cni::{ConfError, NetworkList, conf, exec};
+use crate::cni::{Chain, ConfError, NetworkList, PluginError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
+use crate::health::Health;
 use crate::local;
 
 /// Whether pods can be connected now.
@@ -21,8 +22,8 @@ pub enum NetworkStatus {
     },
 }
 
-/// Looks at the files as they are now, so that a network that was installed or removed since is seen.
-pub(crate) fn look(config: &NetConfig) -> NetworkStatus {
+/// Looks at the files as they are now, so that a network that was installed or removed since is seen, and asks the plugins.
+pub(crate) async fn look(config: &NetConfig, health: &Health) -> NetworkStatus {
     match config.mode {
         NetMode::None => NetworkStatus::Ready {
             detail: "network.mode is \"none\": pods get a loopback interface and no other".to_owned(),
@@ -33,7 +34,7 @@ pub(crate) fn look(config: &NetConfig) -> NetworkStatus {
                 local(config, &format!(" (no CNI configuration in {})", dir.display()))
             }
             Err(error) => NetworkStatus::NotReady { reason: full(&error), remedy: remedy(&error, config) },
-            Ok(list) => plugins(&list, config),
+            Ok(list) => plugins(&list, config, health).await,
         },
     }
 }
@@ -50,17 +51,41 @@ fn local(config: &NetConfig, why: &str) -> NetworkStatus {
     }
 }
 
-fn plugins(list: &NetworkList, config: &NetConfig) -> NetworkStatus {
-    match exec::find_all(list, &config.bin_dirs) {
-        Err(error) => NetworkStatus::NotReady {
-            reason: format!("network {:?} ({}): {error}", list.name, list.source.display()),
+async fn plugins(list: &NetworkList, config: &NetConfig, health: &Health) -> NetworkStatus {
+    let network = format!("network {:?} ({})", list.name, list.source.display());
+    if let Err(error) = exec::find_all(list, &config.bin_dirs) {
+        return NetworkStatus::NotReady {
+            reason: format!("{network}: {error}"),
             remedy: "install the plugin, for instance with the package containernetworking-plugins, or set \
                      network.bin_dirs to where it is"
                 .to_owned(),
+        };
+    }
+    let ready = NetworkStatus::Ready { detail: format!("CNI {network}") };
+    let chain = Chain { list, bin_dirs: &config.bin_dirs, limit: config.plugin_timeout };
+    if !chain.knows_status() {
+        return ready;
+    }
+    match health.of(list, config).await {
+        Some(Ok(())) => ready,
+        Some(Err(error)) => NetworkStatus::NotReady {
+            reason: format!("{network} cannot connect pods{}: {}", meaning(&error), full(&*error)),
+            remedy: "see what the network add-on says: its agent on this node, its logs".to_owned(),
         },
-        Ok(()) => NetworkStatus::Ready {
-            detail: format!("CNI network {:?} from {}", list.name, list.source.display()),
+        None => NetworkStatus::NotReady {
+            reason: format!("{network}: its plugins have not answered STATUS yet"),
+            remedy: "wait; when they do not answer in time the reason changes".to_owned(),
         },
+    }
+}
+
+/// Specification 1.1, STATUS.
+fn meaning(error: &PluginError) -> &'static str {
+    match error {
+        PluginError::Refused { code: 51, .. } => {
+            ", and those that are connected may have limited connectivity"
+        }
+        _ => "",
     }
 }
 

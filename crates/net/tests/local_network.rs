@@ -219,7 +219,7 @@ fn a_host_without_ipv6_has_boxes_without_it() {
         assert!(Machine::here().tcp("127.0.0.1:8080").is_some());
         let only_v6 = networking.setup(publish(2, &[("::", PortProtocol::Tcp, 8081, 80)])).await.unwrap_err();
         assert!(common::chain(&only_v6).contains("has no IPv6"), "{}", common::chain(&only_v6));
-        let detail = match networking.status() {
+        let detail = match networking.status().await {
             NetworkStatus::Ready { detail } => detail,
             NetworkStatus::NotReady { reason, .. } => panic!("{reason}"),
         };

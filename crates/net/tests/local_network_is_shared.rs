@@ -123,7 +123,7 @@ fn a_subnet_that_the_host_has_another_way_to_is_refused() {
             let error = networking.setup(request(1)).await.unwrap_err();
             assert!(matches!(local(&error), LocalError::Overlap { setting: s, .. } if *s == setting));
             assert!(chain(&error).contains(route), "{}", chain(&error));
-            match networking.status() {
+            match networking.status().await {
                 NetworkStatus::NotReady { reason, .. } => assert!(reason.contains(route), "{reason}"),
                 NetworkStatus::Ready { detail } => panic!("{detail}"),
             }
@@ -153,7 +153,7 @@ fn a_network_in_use_is_not_changed_under_its_boxes() {
         let error = changed.setup(request(2)).await.unwrap_err();
         assert!(matches!(local(&error), LocalError::Different { .. }), "{}", chain(&error));
         assert!(chain(&error).contains("10.187.0.0/16"), "{}", chain(&error));
-        assert!(matches!(changed.status(), NetworkStatus::NotReady { .. }));
+        assert!(matches!(changed.status().await, NetworkStatus::NotReady { .. }));
         // Torn down by what was recorded, not by what is configured now.
         tear_down(&changed, 1).await;
         let pod = changed.setup(request(2)).await.unwrap();
@@ -194,7 +194,7 @@ fn without_nft_nothing_is_made_and_the_package_is_named() {
         let networking = node.site.networking();
         let error = networking.setup(request(1)).await.unwrap_err();
         assert!(matches!(local(&error), LocalError::NoNft { .. }), "{}", chain(&error));
-        match networking.status() {
+        match networking.status().await {
             NetworkStatus::NotReady { reason, .. } => {
                 assert!(reason.contains("package nftables"), "{reason}")
             }
@@ -270,7 +270,7 @@ fn only_a_configuration_that_is_not_there_is_replaced_and_only_where_wanted() {
             "{}",
             chain(&error)
         );
-        match node.site.networking().status() {
+        match node.site.networking().status().await {
             NetworkStatus::NotReady { remedy, .. } => {
                 assert!(remedy.contains("network.fallback"), "{remedy}")
             }

@@ -14,8 +14,8 @@ fn write(site: &Site, name: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-fn not_ready(site: &Site) -> (String, String) {
-    match site.networking().status() {
+async fn not_ready(site: &Site) -> (String, String) {
+    match site.networking().status().await {
         NetworkStatus::NotReady { reason, remedy } => (reason, remedy),
         NetworkStatus::Ready { detail } => panic!("ready: {detail}"),
     }
@@ -33,30 +33,30 @@ fn the_lexically_first_configuration_is_the_network_whatever_its_kind() {
     assert_eq!((list.name.as_str(), list.plugins.len(), list.plugins[0].kind.as_str()), ("a", 1, "y"));
 }
 
-#[test]
-fn the_status_follows_the_files() {
+#[tokio::test]
+async fn the_status_follows_the_files() {
     let site = Site::new();
-    let (reason, remedy) = not_ready(&site);
+    let (reason, remedy) = not_ready(&site).await;
     assert!(reason.starts_with("no CNI configuration in"), "{reason}");
     assert!(remedy.contains("network.mode = \"none\""), "{remedy}");
 
     let network = r#"{ "cniVersion": "1.0.0", "name": "n", "plugins": [{ "type": "fake", "ipam": { "type": "pool" } }] }"#;
     site.conflist(network);
-    assert!(not_ready(&site).0.contains("\"fake\" is not in"));
+    assert!(not_ready(&site).await.0.contains("\"fake\" is not in"));
     site.plugin("fake", "true");
-    assert!(not_ready(&site).0.contains("\"pool\" is not in"), "IPAM plugins are needed too");
+    assert!(not_ready(&site).await.0.contains("\"pool\" is not in"), "IPAM plugins are needed too");
     site.plugin("pool", "true");
     assert!(
-        matches!(site.networking().status(), NetworkStatus::Ready { detail } if detail.contains("\"n\""))
+        matches!(site.networking().status().await, NetworkStatus::Ready { detail } if detail.contains("\"n\""))
     );
 
     site.conflist("{ \"cniVersion\": ");
-    let (reason, remedy) = not_ready(&site);
+    let (reason, remedy) = not_ready(&site).await;
     assert!(reason.contains("10-test.conflist is not valid JSON: EOF"), "{reason}");
     assert!(remedy.contains("correct"), "{remedy}");
     fs::remove_dir_all(&site.config.conf_dir).unwrap();
     assert!(
-        not_ready(&site).0.starts_with("no CNI configuration in"),
+        not_ready(&site).await.0.starts_with("no CNI configuration in"),
         "a directory that is not there is an empty one"
     );
 }
@@ -73,8 +73,8 @@ fn a_broken_first_file_is_not_skipped_for_the_next_one() {
     assert!(matches!(conf::discover(&site.config.conf_dir), Err(ConfError::NotJson { .. })));
 }
 
-#[test]
-fn configurations_that_are_json_but_no_networks_say_what_is_wrong() {
+#[tokio::test]
+async fn configurations_that_are_json_but_no_networks_say_what_is_wrong() {
     let site = Site::new();
     for (text, expected) in [
         ("[]", "the file must be an object"),
@@ -100,7 +100,7 @@ fn configurations_that_are_json_but_no_networks_say_what_is_wrong() {
         (r#"{ "cniVersion": "1.0.0", "name": "n" }"#, "`type` must name"),
     ] {
         site.conflist(text);
-        let (reason, _) = not_ready(&site);
+        let (reason, _) = not_ready(&site).await;
         assert!(reason.contains(expected), "{text}: {expected:?} is not in {reason:?}");
     }
 }
@@ -112,6 +112,7 @@ fn of_several_versions_the_highest_that_we_speak_is_taken() {
         (r#""cniVersion": "0.4.0""#, "0.4.0"),
         (r#""cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.1.0", "7.0.0"]"#, "1.1.0"),
         (r#""cniVersions": ["0.3.1", "1.0.0"]"#, "1.0.0"),
+        (r#""cniVersion": "7.0.0", "cniVersions": ["1.0.0", "7.0.0"]"#, "1.0.0"),
     ] {
         site.conflist(&format!(r#"{{ {versions}, "name": "n", "plugins": [{{ "type": "x" }}] }}"#));
         assert_eq!(conf::discover(&site.config.conf_dir).unwrap().version.as_str(), expected);
@@ -134,11 +135,11 @@ fn plugins_in_the_networks_own_folder_join_the_list_unless_it_declines() {
     assert_eq!(list(true), ["x"]);
 }
 
-#[test]
-fn without_cni_the_network_is_ready_and_says_what_that_means() {
+#[tokio::test]
+async fn without_cni_the_network_is_ready_and_says_what_that_means() {
     let mut site = Site::new();
     site.config.mode = NetMode::None;
     assert!(
-        matches!(site.networking().status(), NetworkStatus::Ready { detail } if detail.contains("loopback"))
+        matches!(site.networking().status().await, NetworkStatus::Ready { detail } if detail.contains("loopback"))
     );
 }

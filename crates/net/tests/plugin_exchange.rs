@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use a3s_box_core::bandwidth::{EGRESS, INGRESS};
 use a3s_box_core::spec::{DnsSpec, PortMapping, PortProtocol};
 use a3s_box_net::cni::request::Offer;
 use a3s_box_net::cni::{Attachment, Chain, NetworkList, conf};
@@ -43,7 +44,15 @@ fn attachment() -> Attachment {
     };
     let dns = DnsSpec { servers: vec!["10.0.0.10".into()], ..DnsSpec::default() };
     let annotations = BTreeMap::from([("color".to_owned(), "blue".to_owned())]);
-    let offer = Offer { port_mappings: &[port], dns: Some(&dns), annotations: &annotations };
+    let limits = [(INGRESS, "10M"), (EGRESS, "1Gi")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let annotations = annotations.into_iter().chain(limits).collect();
+    let offer = Offer {
+        port_mappings: &[port],
+        dns: Some(&dns),
+        annotations: &annotations,
+        cgroup_path: Some("/kubepods/pod1"),
+        ip_ranges: &["10.1.0.0/24".to_owned(), "fd00::/64".to_owned()],
+    };
     Attachment::new(&box_id(1), "/netns/of/pod".into(), &request(1).identity, offer).unwrap()
 }
 
@@ -86,9 +95,33 @@ async fn a_plugin_gets_its_own_configuration_and_only_the_capabilities_it_asked_
         site.stdin("second", "ADD")["runtimeConfig"],
         json!({
             "dns": { "servers": ["10.0.0.10"], "searches": [], "options": [] },
-            "io.kubernetes.cri.pod-annotations": { "color": "blue" },
+            "io.kubernetes.cri.pod-annotations": { "color": "blue", INGRESS: "10M", EGRESS: "1Gi" },
         })
     );
+}
+
+#[tokio::test]
+async fn limits_ranges_and_the_cgroup_have_the_shapes_that_plugins_know() {
+    let (site, _) = site("1.0.0");
+    site.conflist(
+        r#"{ "cniVersion": "1.0.0", "name": "test", "plugins": [{ "type": "first",
+            "capabilities": { "bandwidth": true, "ipRanges": true, "cgroupPath": true } }] }"#,
+    );
+    let list = conf::discover(&site.config.conf_dir).unwrap();
+    chain(&site, &list).add(&attachment()).await.unwrap();
+    assert_eq!(
+        site.stdin("first", "ADD")["runtimeConfig"],
+        json!({
+            "bandwidth": {
+                "ingressRate": 10_000_000, "ingressBurst": u32::MAX,
+                "egressRate": 1 << 30, "egressBurst": u32::MAX,
+            },
+            "ipRanges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00::/64" }]],
+            "cgroupPath": "/kubepods/pod1",
+        })
+    );
+    let unheard: Vec<_> = attachment().unheard(&list).map(|(capability, _)| capability).collect();
+    assert_eq!(unheard, ["portMappings"]);
 }
 
 #[tokio::test]

@@ -56,6 +56,30 @@ fn every_plugin_of_the_chain_may_fail_or_answer_nonsense() {
 }
 
 #[test]
+fn addresses_that_are_all_taken_are_told_in_the_plugins_words() {
+    on_a_node(async |node| {
+        node.bridge_network("1.0.0", "", "");
+        let path = node.site.path("net.d/10-test.conflist");
+        let small = fs::read_to_string(&path).unwrap().replace("10.88.7.0/24", "10.88.7.0/30");
+        fs::write(&path, small).unwrap();
+        let networking = node.site.networking();
+        networking.setup(request(9)).await.unwrap();
+        let before = node.inventory();
+        // The network has two addresses: the gateway's and that of the first pod.
+        let error = fails(&node).await;
+        assert!(
+            chain(&error).contains("no IP addresses available in range set: 10.88.7.1-10.88.7.2"),
+            "{}",
+            chain(&error)
+        );
+        assert_eq!(node.inventory(), before);
+        assert!(networking.teardown(TeardownRequest::of(box_id(9))).await.is_empty());
+        networking.setup(request(1)).await.unwrap();
+        assert!(networking.teardown(TeardownRequest::of(box_id(1))).await.is_empty());
+    });
+}
+
+#[test]
 fn a_result_that_lies_about_interfaces_fails_the_last_metre() {
     on_a_node(async |node| {
         let before = node.inventory();
@@ -125,7 +149,7 @@ fn what_is_missing_is_found_before_anything_is_made() {
             "{}",
             chain(&error)
         );
-        assert!(matches!(node.site.networking().status(), NetworkStatus::NotReady { .. }));
+        assert!(matches!(node.site.networking().status().await, NetworkStatus::NotReady { .. }));
         assert_eq!(node.inventory(), before);
     });
 }

@@ -5,8 +5,9 @@
 
 mod stats;
 mod streams;
+mod upkeep;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, SessionRequest};
+use a3s_box_core::network::Address;
 use a3s_box_core::spec::{BoxSpec, Limits, MountSource, PidNamespace, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
@@ -64,6 +66,7 @@ impl BoxManager {
             box_figures: Figures::default(),
             events: Events::default(),
             leftovers: Leftovers::default(),
+            network_complaints: Mutex::default(),
             boots: Arc::new(Semaphore::new(config.parallel_boots.max(1))),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -398,13 +401,34 @@ impl BoxManager {
     }
 
     /// Whether pods can be connected now.
-    pub fn network_status(&self) -> NetworkReadiness {
+    pub async fn network_status(&self) -> NetworkReadiness {
         match &self.shared.config.network {
-            NetworkSetting::Pods(pods) => pods.readiness(),
+            NetworkSetting::Pods(pods) => pods.readiness().await,
             NetworkSetting::None => {
                 NetworkReadiness { ready: true, reason: String::new(), message: String::new() }
             }
         }
+    }
+
+    /// Has the networks of the boxes that were taken up checked, and what belongs to no box given back; in the background. For
+    /// the one instance of a host that knows what the others hold.
+    pub fn look_after_networks(&self) {
+        self.shared.tasks.spawn(upkeep::look_after_networks(self.shared.clone()));
+    }
+
+    /// What the network had to complain of a box when it was taken up.
+    pub fn network_complaint(&self, id: &BoxId) -> Option<String> {
+        self.shared.network_complaints.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// What the cluster has assigned to this node's pods, one range of an address family each.
+    pub async fn assign_pod_cidrs(&self, cidrs: &[Address]) -> Result<(), RuntimeError> {
+        let NetworkSetting::Pods(pods) = &self.shared.config.network else { return Ok(()) };
+        let assigned = pods.assign_pod_cidrs(cidrs).await;
+        assigned.map_err(|fault| {
+            let (kind, stage) = (ErrorKind::FailedPrecondition, FailedStage::Network);
+            RuntimeError::caused(kind, stage, "the node", fault)
+        })
     }
 
     /// Joins all tasks. Boxes keep running; those that are still starting are undone.

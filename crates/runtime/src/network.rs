@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use a3s_box_core::BoxId;
-use a3s_box_core::network::{InterfaceUsage, PodNetwork};
+use a3s_box_core::network::{Address, InterfaceUsage, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 
 use crate::api::NetworkReadiness;
@@ -31,8 +31,17 @@ pub trait PodNetworks: Send + Sync + 'static {
     /// What the interfaces of a box have carried, in their order.
     async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault>;
 
-    /// Whether pods can be connected now.
-    fn readiness(&self) -> NetworkReadiness;
+    /// Whether pods can be connected now. Answers within seconds.
+    async fn readiness(&self) -> NetworkReadiness;
+
+    /// Whether a box is still connected as it was set up.
+    async fn check(&self, id: &BoxId) -> Result<(), NetworkFault>;
+
+    /// Gives back what belongs to no box, of this instance or of another on this host. May wait for minutes until it can.
+    async fn collect_garbage(&self) -> Result<(), NetworkFault>;
+
+    /// What the cluster has assigned to this node's pods, one range of an address family each.
+    async fn assign_pod_cidrs(&self, cidrs: &[Address]) -> Result<(), NetworkFault>;
 }
 
 /// Who connects pods.

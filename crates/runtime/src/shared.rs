@@ -1,6 +1,7 @@
 //! What every driver task can reach.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) box_figures: Figures<BoxId>,
     pub(crate) events: Events,
     pub(crate) leftovers: Leftovers,
+    /// What the network had to complain of boxes that were taken up.
+    pub(crate) network_complaints: Mutex<HashMap<BoxId, String>>,
     /// Guests that may boot at once; the others wait in the order in which they came.
     pub(crate) boots: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,

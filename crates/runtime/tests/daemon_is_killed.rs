@@ -86,6 +86,53 @@ fn what_ended_while_no_daemon_was_there_is_learned() {
 }
 
 #[test]
+fn the_networks_of_pods_that_are_taken_up_are_looked_at_and_a_complaint_ends_nobody() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let (good, broken, stopped) = daemon.run(async {
+        let m = &daemon.manager;
+        let [good, broken, stopped] =
+            ["good", "broken", "stopped"].map(|name| pod(name, &world.path("logs")));
+        let ids = (
+            m.run_box(good).await.unwrap(),
+            m.run_box(broken).await.unwrap(),
+            m.run_box(stopped).await.unwrap(),
+        );
+        m.stop_box(&ids.2).await.unwrap();
+        ids
+    });
+    daemon.kill();
+    world.networks.broken.lock().unwrap().insert(broken.clone());
+    let daemon = world.daemon();
+    assert_eq!(
+        *world.networks.asked.lock().unwrap(),
+        [""; 0],
+        "an instance that is not the node's leaves it"
+    );
+    daemon.run(async {
+        let m = &daemon.manager;
+        m.look_after_networks();
+        while world.networks.asked.lock().unwrap().last().is_none_or(|last| last != "collect") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut asked = world.networks.asked.lock().unwrap().clone();
+        asked.sort();
+        let mut expected = vec![format!("check {good}"), format!("check {broken}"), "collect".to_owned()];
+        expected.sort();
+        assert_eq!(asked, expected);
+        for id in [&good, &broken] {
+            assert_eq!(m.box_status(id).unwrap().phase, BoxPhase::Ready);
+        }
+        let complaints = [&good, &broken, &stopped].map(|id| m.network_complaint(id));
+        assert_eq!(complaints, [None, Some("its interface is gone".to_owned()), None]);
+        for id in [&good, &broken, &stopped] {
+            m.remove_box(id).await.unwrap();
+        }
+    });
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[test]
 fn a_pod_that_was_still_starting_is_undone() {
     let world = World::new();
     let daemon = world.daemon();

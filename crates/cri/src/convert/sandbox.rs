@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use a3s_box_core::bandwidth::Bandwidth;
+use a3s_box_core::network::Address;
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping, PortProtocol};
 
 use super::resources::{SizePolicy, box_size};
@@ -32,11 +34,15 @@ pub fn box_spec(
         linux.security_context.as_ref().map(security::sandbox_context).transpose()?.flatten();
     let identity = identity(config.metadata)?;
     let hostname = hostname(config.hostname, &identity.name)?;
+    let annotations = sorted(config.annotations);
+    Bandwidth::of(&annotations).map_err(|bad| {
+        InvalidRequest::new(format!("config.annotations[{:?}]", bad.annotation), bad.to_string())
+    })?;
     Ok(BoxSpec {
         identity,
         hostname,
         labels: sorted(config.labels),
-        annotations: sorted(config.annotations),
+        annotations,
         log_directory: absolute(config.log_directory, "config.log_directory")?,
         runtime_handler: handler,
         cgroup_parent: given(linux.cgroup_parent),
@@ -130,6 +136,26 @@ fn port_mappings(mappings: Vec<proto::PortMapping>) -> Result<Vec<PortMapping>, 
 fn port(value: i32, field: &str) -> Result<u16, InvalidRequest> {
     u16::try_from(value)
         .map_err(|_| InvalidRequest::new(field, format!("{value} is not a port (0 to 65535)")))
+}
+
+/// The ranges of an UpdateRuntimeConfig; none given means that there is nothing to tell.
+pub fn pod_cidrs(request: proto::UpdateRuntimeConfigRequest) -> Result<Vec<Address>, InvalidRequest> {
+    let network = request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
+    let parts = network.pod_cidr.split(',').map(str::trim).filter(|_| !network.pod_cidr.trim().is_empty());
+    parts.map(pod_cidr).collect()
+}
+
+fn pod_cidr(text: &str) -> Result<Address, InvalidRequest> {
+    let parsed = text.split_once('/').and_then(|(ip, prefix)| {
+        let ip: IpAddr = ip.parse().ok()?;
+        let prefix: u8 = prefix.parse().ok()?;
+        (prefix <= if ip.is_ipv4() { 32 } else { 128 }).then_some(Address { ip, prefix })
+    });
+    parsed.ok_or_else(|| {
+        let shown: String = text.chars().take(80).collect();
+        let problem = format!("{shown:?} is no network such as \"10.244.1.0/24\" or \"fd00:10:244:1::/64\"");
+        InvalidRequest::new("runtime_config.network_config.pod_cidr", problem)
+    })
 }
 
 /// The name becomes a path below /proc/sys in the guest.
@@ -275,6 +301,46 @@ mod tests {
         config(&mut ports).port_mappings =
             vec![proto::PortMapping { host_ip: "example".to_owned(), ..Default::default() }];
         assert_eq!(refused_field(ports), "config.port_mappings[0].host_ip");
+    }
+
+    #[test]
+    fn an_annotation_that_says_no_bandwidth_is_refused_by_its_key() {
+        let mut limited = request();
+        config(&mut limited).annotations =
+            [("kubernetes.io/egress-bandwidth".to_owned(), "10M".to_owned())].into();
+        assert!(convert(limited.clone()).is_ok());
+        config(&mut limited).annotations =
+            [("kubernetes.io/egress-bandwidth".to_owned(), "fast".to_owned())].into();
+        assert_eq!(refused_field(limited), "config.annotations[\"kubernetes.io/egress-bandwidth\"]");
+    }
+
+    #[test]
+    fn pod_cidrs_are_networks_separated_by_commas() {
+        let read = |text: &str| {
+            let network_config = Some(proto::NetworkConfig { pod_cidr: text.to_owned() });
+            let runtime_config = Some(proto::RuntimeConfig { network_config });
+            pod_cidrs(proto::UpdateRuntimeConfigRequest { runtime_config })
+        };
+        let shown = |text: &str| {
+            let cidrs = read(text).unwrap();
+            cidrs.iter().map(|cidr| format!("{}/{}", cidr.ip, cidr.prefix)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown("10.1.0.0/24, fd00::/64"), ["10.1.0.0/24", "fd00::/64"]);
+        assert_eq!(shown(""), [""; 0]);
+        assert_eq!(pod_cidrs(proto::UpdateRuntimeConfigRequest::default()), Ok(Vec::new()));
+        for text in [
+            "10.1.0.0",
+            "10.1.0.0/33",
+            "fd00::/129",
+            "x/24",
+            "10.1.0.0/24,",
+            ",",
+            "10.1.0.0/-1",
+            "10.1.0.0/24\"}",
+        ] {
+            let error = read(text).unwrap_err();
+            assert_eq!(error.field, "runtime_config.network_config.pod_cidr", "{text}");
+        }
     }
 
     #[test]

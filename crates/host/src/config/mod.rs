@@ -137,6 +137,8 @@ pub struct NetworkConfig {
     pub local_subnet6: Option<Subnet>,
     /// Where CNI configurations lie; the lexically first one counts.
     pub conf_dir: PathBuf,
+    /// What a configuration is made from where there is none.
+    pub conf_template: Option<PathBuf>,
     /// Where CNI plugins lie, in the order of search.
     pub bin_dirs: Vec<PathBuf>,
     /// How long one plugin may take.
@@ -337,6 +339,7 @@ impl Default for Config {
                 local_subnet: LocalConfig::default().subnet,
                 local_subnet6: LocalConfig::default().subnet6,
                 conf_dir: "/etc/cni/net.d".into(),
+                conf_template: None,
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
                 plugin_timeout: Duration::from_secs(60),
             },

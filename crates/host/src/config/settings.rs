@@ -234,6 +234,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| show_path(&c.network.conf_dir),
     },
     Setting {
+        key: "network.conf_template",
+        help: "What 10-a3s-box.conflist in conf_dir is made from once kubelet tells the node's pod CIDRs, if no other\n\
+               configuration is there; as containerd's conf_template.",
+        expected: PATH,
+        variable: None,
+        set: |c, v| put(&mut c.network.conf_template, as_path(v).map(Some)),
+        show: |c| c.network.conf_template.as_deref().map(show_path).unwrap_or_default(),
+    },
+    Setting {
         key: "network.bin_dirs",
         help: "Where CNI plugins lie, in the order of search.",
         expected: PATHS,

@@ -80,7 +80,7 @@ pub async fn examine(config: &Config) -> Report {
     let mut checks = vec![machine::privileges(), machine::host_kernel()];
     let chosen = backend::examine(config, &layout, &mut checks).await;
     checks.extend(Part::ALL.iter().map(|part| part_check(&layout, *part, config, chosen.as_ref())));
-    checks.push(network(config));
+    checks.push(network(config).await);
     checks.push(machine::tun(config.network.mode));
     checks.push(machine::cgroups(Path::new("/sys/fs/cgroup")));
     checks.push(machine::disk(&config.root));
@@ -110,12 +110,12 @@ fn part_check(layout: &Layout, part: Part, config: &Config, chosen: Option<&Choi
     }
 }
 
-fn network(config: &Config) -> Check {
+async fn network(config: &Config) -> Check {
     const NAME: &str = "pod network";
     if config.network.mode == NetworkMode::None {
         return Check::ok(NAME, "network.mode is \"none\": pods have a loopback interface only");
     }
-    match PodNetworking::new(networks::net_config(config)).status() {
+    match PodNetworking::new(networks::net_config(config)).status().await {
         NetworkStatus::Ready { detail } => Check::ok(NAME, detail),
         NetworkStatus::NotReady { reason, remedy } => Check::lacking(NAME, Verdict::Fail, reason, remedy),
     }

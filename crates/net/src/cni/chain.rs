@@ -1,11 +1,21 @@
-//! Running all plugins of a network: ADD in order, each seeing the result of the one before; DEL in reverse.
+//! Running all plugins of a network.
+//!
+//! | command | order    | `prevResult`            | after an error | specification from |
+//! |---------|----------|-------------------------|----------------|--------------------|
+//! | ADD     | forward  | of the plugin before    | ends           | 0.3.0              |
+//! | DEL     | backward | of the last ADD         | goes on        | 0.3.0              |
+//! | CHECK   | forward  | of the last ADD         | ends           | 0.4.0              |
+//! | STATUS  | forward  | none                    | ends           | 1.1.0              |
+//! | GC      | forward  | none                    | goes on        | 1.1.0              |
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use thiserror::Error;
+use tracing::Instrument;
 
 use super::conf::{NetworkList, PluginConf, Version};
 use super::exec::{Command, Invocation, Output, PluginError, find};
@@ -33,6 +43,17 @@ pub enum AddError {
         /// The last plugin's `type`.
         plugin: String,
     },
+}
+
+/// A pod's connection that GC must leave alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ValidAttachment {
+    /// `CNI_CONTAINERID` of its ADD.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// `CNI_IFNAME` of its ADD.
+    #[serde(rename = "ifname")]
+    pub interface: String,
 }
 
 /// A network and how its plugins are run.
@@ -89,6 +110,52 @@ impl Chain<'_> {
         errors
     }
 
+    /// Whether the network can be asked for CHECK.
+    pub fn knows_check(&self) -> bool {
+        self.list.version >= Version::V0_4_0 && !self.list.disable_check
+    }
+
+    /// Asks whether a pod is still connected as `result`, its ADD's, says. Only if [`Chain::knows_check`].
+    pub async fn check(&self, attachment: &Attachment, result: &Value) -> Result<(), PluginError> {
+        for plugin in &self.list.plugins {
+            let netns = Some(attachment.netns.as_path());
+            self.call(Command::Check, plugin, attachment, netns, Some(result.clone())).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the network can be asked for STATUS.
+    pub fn knows_status(&self) -> bool {
+        self.list.version >= Version::V1_1_0
+    }
+
+    /// Asks whether a pod could be connected. Only if [`Chain::knows_status`].
+    pub async fn status(&self) -> Result<(), PluginError> {
+        for plugin in &self.list.plugins {
+            self.run(Command::Status, plugin, Vec::new(), self.conf(plugin)).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the network can be asked for GC.
+    pub fn knows_gc(&self) -> bool {
+        self.list.version >= Version::V1_1_0 && !self.list.disable_gc
+    }
+
+    /// Has every plugin release what belongs to none of `valid`; the errors are returned. Only if
+    /// [`Chain::knows_gc`], and while no ADD or DEL runs.
+    pub async fn gc(&self, valid: &[ValidAttachment]) -> Vec<PluginError> {
+        let mut errors = Vec::new();
+        for plugin in &self.list.plugins {
+            let mut conf = self.conf(plugin);
+            conf.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
+            // Plugins made with libcni 1.2.0 to 1.2.2 look here, and take a missing list for an empty one.
+            conf.insert("cni.dev/attachments".to_owned(), json!(valid));
+            errors.extend(self.run(Command::Gc, plugin, Vec::new(), conf).await.err());
+        }
+        errors
+    }
+
     async fn call(
         &self,
         command: Command,
@@ -97,24 +164,41 @@ impl Chain<'_> {
         netns: Option<&Path>,
         prev: Option<Value>,
     ) -> Result<Output, PluginError> {
+        let env = vec![
+            ("CNI_CONTAINERID", attachment.container_id.clone().into()),
+            ("CNI_NETNS", netns.map(OsString::from).unwrap_or_default()),
+            ("CNI_IFNAME", attachment.interface.clone().into()),
+            ("CNI_ARGS", attachment.args.clone().into()),
+        ];
+        let span = tracing::debug_span!("attachment", container = attachment.container_id);
+        self.run(command, plugin, env, self.attachment_conf(plugin, attachment, prev)).instrument(span).await
+    }
+
+    async fn run(
+        &self,
+        command: Command,
+        plugin: &PluginConf,
+        mut env: Vec<(&'static str, OsString)>,
+        conf: Map<String, Value>,
+    ) -> Result<Output, PluginError> {
         let binary = find(&plugin.kind, self.bin_dirs)?;
         let started = std::time::Instant::now();
-        let stdin = self.stdin(plugin, attachment, prev);
+        env.push(("CNI_PATH", self.path()));
         let invocation = Invocation {
             plugin: &plugin.kind,
             binary: &binary,
             command,
-            env: self.env(attachment, netns),
-            stdin,
+            env,
+            stdin: Value::Object(conf).to_string().into_bytes(),
             limit: self.limit,
         };
         let outcome = invocation.run().await;
         let (ok, took) = (outcome.is_ok(), started.elapsed());
-        tracing::debug!(plugin = plugin.kind, %command, ok, ?took, container = attachment.container_id, "CNI plugin ran");
+        tracing::debug!(plugin = plugin.kind, %command, ok, ?took, "CNI plugin ran");
         outcome
     }
 
-    fn env(&self, attachment: &Attachment, netns: Option<&Path>) -> Vec<(&'static str, OsString)> {
+    fn path(&self) -> OsString {
         let mut path = OsString::new();
         for (i, dir) in self.bin_dirs.iter().enumerate() {
             if i > 0 {
@@ -122,19 +206,24 @@ impl Chain<'_> {
             }
             path.push(dir);
         }
-        vec![
-            ("CNI_CONTAINERID", attachment.container_id.clone().into()),
-            ("CNI_NETNS", netns.map(OsString::from).unwrap_or_default()),
-            ("CNI_IFNAME", attachment.interface.clone().into()),
-            ("CNI_ARGS", attachment.args.clone().into()),
-            ("CNI_PATH", path),
-        ]
+        path
     }
 
-    fn stdin(&self, plugin: &PluginConf, attachment: &Attachment, prev: Option<Value>) -> Vec<u8> {
+    /// What every command gets of a plugin's configuration.
+    fn conf(&self, plugin: &PluginConf) -> Map<String, Value> {
         let mut conf = plugin.raw.clone();
         conf.insert("name".to_owned(), self.list.name.clone().into());
         conf.insert("cniVersion".to_owned(), self.list.version.as_str().into());
+        conf
+    }
+
+    fn attachment_conf(
+        &self,
+        plugin: &PluginConf,
+        attachment: &Attachment,
+        prev: Option<Value>,
+    ) -> Map<String, Value> {
+        let mut conf = self.conf(plugin);
         let wanted: Map<String, Value> = attachment
             .capabilities
             .iter()
@@ -147,7 +236,7 @@ impl Chain<'_> {
         if let Some(prev) = prev {
             conf.insert("prevResult".to_owned(), prev);
         }
-        Value::Object(conf).to_string().into_bytes()
+        conf
     }
 }
 

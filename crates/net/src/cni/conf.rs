@@ -190,6 +190,12 @@ pub struct NetworkList {
     pub name: String,
     /// The version in which runtime and plugins talk.
     pub version: Version,
+    /// `disableCheck`: its plugins are not to be asked for CHECK.
+    #[serde(default)]
+    pub disable_check: bool,
+    /// `disableGC`: its plugins are not to be asked for GC.
+    #[serde(default)]
+    pub disable_gc: bool,
     /// In the order of ADD.
     pub plugins: Vec<PluginConf>,
     /// The file it comes from.
@@ -197,9 +203,9 @@ pub struct NetworkList {
 }
 
 impl NetworkList {
-    /// Whether any plugin takes the pod's host ports.
-    pub fn publishes_ports(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.wants("portMappings"))
+    /// Whether any plugin asked for the `runtimeConfig` key `name`.
+    pub fn wants(&self, name: &str) -> bool {
+        self.plugins.iter().any(|plugin| plugin.wants(name))
     }
 
     /// The binaries of all plugins.
@@ -210,8 +216,19 @@ impl NetworkList {
 
 /// Reads the network of this node.
 pub fn discover(dir: &Path) -> Result<NetworkList, ConfError> {
-    let path = first_file(dir, &["conf", "conflist", "json"])?;
-    load(&path)
+    load(&first(dir)?)
+}
+
+/// Where the network of this node is read from.
+pub fn first(dir: &Path) -> Result<PathBuf, ConfError> {
+    let first = files(dir, &["conf", "conflist", "json"])?.into_iter().next();
+    first.ok_or_else(|| ConfError::Missing { dir: dir.to_owned() })
+}
+
+/// Whether a file with this text would be a network. `path` is for messages.
+pub fn check(text: &[u8], path: &Path) -> Result<(), ConfError> {
+    let network = parse(&object(text, path)?, path);
+    network.map(drop).map_err(|problem| ConfError::Invalid { path: path.to_owned(), problem })
 }
 
 /// Reads one configuration file. A plain `.conf` is a list of one plugin; what a file is follows
@@ -220,8 +237,7 @@ pub fn load(path: &Path) -> Result<NetworkList, ConfError> {
     let top = read_object(path)?;
     let mut list =
         parse(&top, path).map_err(|problem| ConfError::Invalid { path: path.to_owned(), problem })?;
-    let inlined_only = top.get("loadOnlyInlinedPlugins").and_then(Value::as_bool).unwrap_or(false);
-    if top.contains_key("plugins") && !inlined_only {
+    if top.contains_key("plugins") && !flag(&top, "loadOnlyInlinedPlugins") {
         list.plugins.extend(loose_plugins(&list)?);
     }
     Ok(list)
@@ -237,7 +253,17 @@ fn parse(top: &Map<String, Value>, path: &Path) -> Result<NetworkList, ConfProbl
         Some(_) => return Err(ConfProblem::NoPlugins),
         None => vec![plugin(&Value::Object(top.clone()))?],
     };
-    Ok(NetworkList { name, version, plugins, source: path.to_owned() })
+    let (disable_check, disable_gc) = (flag(top, "disableCheck"), flag(top, "disableGC"));
+    Ok(NetworkList { name, version, disable_check, disable_gc, plugins, source: path.to_owned() })
+}
+
+/// Older configurations write their switches as texts.
+fn flag(top: &Map<String, Value>, key: &str) -> bool {
+    match top.get(key) {
+        Some(Value::Bool(on)) => *on,
+        Some(Value::String(text)) => text.eq_ignore_ascii_case("true"),
+        _ => false,
+    }
 }
 
 /// Specification 1.1: plugin files in a folder beside the list that is called as the network join it.
@@ -276,25 +302,19 @@ fn is_network_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// `cniVersions` (specification 1.1) is a list of choices: we take the highest that we speak.
+/// `cniVersion` and `cniVersions` (specification 1.1) are a set of choices: we take the highest that we speak.
 fn version(top: &Map<String, Value>) -> Result<Version, ConfProblem> {
-    let choices = top.get("cniVersions").and_then(Value::as_array).into_iter().flatten();
-    let best = choices.filter_map(Value::as_str).filter_map(|text| text.parse::<Version>().ok()).max();
-    match (best, top.get("cniVersion")) {
-        (Some(best), None) => Ok(best),
-        (best, Some(Value::String(text))) => {
-            Ok(text.parse::<Version>()?.max(best.unwrap_or(Version::V0_3_0)))
-        }
-        (_, other) => Err(UnsupportedVersion { text: shown(other) }.into()),
-    }
+    let main = top.get("cniVersion");
+    let more = top.get("cniVersions").and_then(Value::as_array).into_iter().flatten();
+    let spoken = main.into_iter().chain(more).filter_map(Value::as_str).filter_map(|text| text.parse().ok());
+    spoken.max().ok_or_else(|| match main.and_then(Value::as_str) {
+        Some(text) => UnsupportedVersion { text: text.chars().take(40).collect() }.into(),
+        None => UnsupportedVersion { text: shown(main) }.into(),
+    })
 }
 
 fn shown(value: Option<&Value>) -> String {
     value.map_or_else(|| "nothing".to_owned(), |v| v.to_string().chars().take(80).collect())
-}
-
-fn first_file(dir: &Path, extensions: &[&str]) -> Result<PathBuf, ConfError> {
-    files(dir, extensions)?.into_iter().next().ok_or_else(|| ConfError::Missing { dir: dir.to_owned() })
 }
 
 fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, ConfError> {
@@ -320,8 +340,11 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, ConfError> {
     if fs::metadata(path).map_err(read_error)?.len() > MAX_FILE {
         return Err(ConfError::TooLarge { path: path.to_owned() });
     }
-    let bytes = fs::read(path).map_err(read_error)?;
-    let value = serde_json::from_slice(&bytes)
+    object(&fs::read(path).map_err(read_error)?, path)
+}
+
+fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>, ConfError> {
+    let value = serde_json::from_slice(text)
         .map_err(|source| ConfError::NotJson { path: path.to_owned(), source })?;
     match value {
         Value::Object(map) => Ok(map),

@@ -31,6 +31,12 @@ pub enum Command {
     Add,
     /// Disconnect.
     Del,
+    /// Is a pod still connected?
+    Check,
+    /// Could a pod be connected?
+    Status,
+    /// Release what belongs to nobody.
+    Gc,
 }
 
 impl fmt::Display for Command {
@@ -38,6 +44,9 @@ impl fmt::Display for Command {
         f.write_str(match self {
             Command::Add => "ADD",
             Command::Del => "DEL",
+            Command::Check => "CHECK",
+            Command::Status => "STATUS",
+            Command::Gc => "GC",
         })
     }
 }

@@ -11,7 +11,7 @@ pub mod exec;
 pub mod request;
 pub mod result;
 
-pub use chain::{AddError, Chain};
+pub use chain::{AddError, Chain, ValidAttachment};
 pub use conf::{ConfError, NetworkList, PluginConf, Version};
 pub use exec::{Command, PluginError};
 pub use request::{Attachment, RequestError};

@@ -1,14 +1,20 @@
 //! What plugins are told of a pod: `CNI_ARGS` and `runtimeConfig`.
+//!
+//! The keys of `runtimeConfig` and their shapes are conventions (containernetworking/cni, CONVENTIONS.md). Offered is what
+//! CRI tells of a pod. `ips`, `mac`, `aliases`, `deviceID` and `infinibandGUID` are not in it; plugins that take them from
+//! annotations get all of these.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use a3s_box_core::BoxId;
+use a3s_box_core::bandwidth::{BadBandwidth, Bandwidth};
 use a3s_box_core::spec::{DnsSpec, PodIdentity, PortMapping, PortProtocol};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use super::conf::NetworkList;
 use crate::names;
 
 /// The capability under which plugins get the pod's annotations; containerd's name for it.
@@ -27,6 +33,9 @@ pub enum RequestError {
         /// Its value.
         value: String,
     },
+    /// An annotation is no bandwidth.
+    #[error("the pod's annotation {}: {bad}", .0.annotation, bad = .0)]
+    Bandwidth(#[from] BadBandwidth),
 }
 
 /// One attachment of a pod to a network, the same for ADD and for every later DEL.
@@ -53,6 +62,10 @@ pub struct Offer<'a> {
     pub dns: Option<&'a DnsSpec>,
     /// The pod's annotations.
     pub annotations: &'a BTreeMap<String, String>,
+    /// The pod's cgroup.
+    pub cgroup_path: Option<&'a str>,
+    /// The node's pod CIDRs; a pod gets an address of each.
+    pub ip_ranges: &'a [String],
 }
 
 impl Attachment {
@@ -68,8 +81,17 @@ impl Attachment {
             netns,
             interface: names::INTERFACE.to_owned(),
             args: args(id, pod)?,
-            capabilities: capabilities(offer),
+            capabilities: capabilities(offer)?,
         })
+    }
+
+    /// What the pod asks for and no plugin of the network hears, each with what that means.
+    pub fn unheard(&self, list: &NetworkList) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let asked = [
+            ("portMappings", "the pod's host ports lead nowhere"),
+            ("bandwidth", "the pod's traffic is not limited"),
+        ];
+        asked.into_iter().filter(|(name, _)| self.capabilities.contains_key(*name) && !list.wants(name))
     }
 
     /// A pod of which only the id is known, for DEL.
@@ -102,7 +124,7 @@ fn args(id: &BoxId, pod: &PodIdentity) -> Result<String, RequestError> {
     Ok(text)
 }
 
-fn capabilities(offer: Offer<'_>) -> Map<String, Value> {
+fn capabilities(offer: Offer<'_>) -> Result<Map<String, Value>, RequestError> {
     let mut map = Map::new();
     // Host port 0 means "not published".
     let ports: Vec<Value> = offer.port_mappings.iter().filter(|p| p.host_port != 0).map(port).collect();
@@ -116,7 +138,27 @@ fn capabilities(offer: Offer<'_>) -> Map<String, Value> {
     if !offer.annotations.is_empty() {
         map.insert(ANNOTATIONS.to_owned(), json!(offer.annotations));
     }
-    map
+    map.extend(bandwidth(Bandwidth::of(offer.annotations)?));
+    if let Some(path) = offer.cgroup_path {
+        map.insert("cgroupPath".to_owned(), path.into());
+    }
+    if !offer.ip_ranges.is_empty() {
+        let ranges: Vec<_> = offer.ip_ranges.iter().map(|range| json!([{ "subnet": range }])).collect();
+        map.insert("ipRanges".to_owned(), ranges.into());
+    }
+    Ok(map)
+}
+
+/// Plugins refuse a rate without a burst. The annotations know none, so that it is what other runtimes say: the most there is.
+fn bandwidth(limits: Bandwidth) -> Option<(String, Value)> {
+    let mut value = Map::new();
+    for (direction, limit) in [("ingress", limits.ingress), ("egress", limits.egress)] {
+        if let Some(rate) = limit {
+            value.insert(format!("{direction}Rate"), rate.into());
+            value.insert(format!("{direction}Burst"), u32::MAX.into());
+        }
+    }
+    (!value.is_empty()).then(|| ("bandwidth".to_owned(), Value::Object(value)))
 }
 
 fn port(mapping: &PortMapping) -> Value {
@@ -172,7 +214,9 @@ mod tests {
         };
         let none = BTreeMap::new();
         let ports = [port(0), port(5353)];
-        let map = capabilities(Offer { port_mappings: &ports, dns: None, annotations: &none });
+        let offer =
+            Offer { port_mappings: &ports, dns: None, annotations: &none, cgroup_path: None, ip_ranges: &[] };
+        let map = capabilities(offer).unwrap();
         assert_eq!(
             Value::Object(map),
             json!({ "portMappings": [

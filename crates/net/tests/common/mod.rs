@@ -43,8 +43,11 @@ impl Site {
             fallback: Fallback::None,
             local: LocalConfig { state_dir: at("local"), ..LocalConfig::default() },
             conf_dir: at("net.d"),
+            conf_template: None,
             bin_dirs: vec![at("bin"), REAL_PLUGINS.into()],
             cache_dir: at("cache"),
+            other_caches: at("others"),
+            gc_lock: at("cni.lock"),
             netns_dir: at("netns"),
             plugin_timeout: Duration::from_secs(20),
             tap_owner: None,
@@ -114,6 +117,7 @@ pub fn request(n: u8) -> SetupRequest {
         port_mappings: Vec::new(),
         dns: None,
         annotations: BTreeMap::new(),
+        cgroup_parent: None,
     }
 }
 

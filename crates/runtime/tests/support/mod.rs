@@ -91,6 +91,10 @@ impl Storage for FaultyStorage {
 pub struct FakeNetworks {
     faults: Arc<Faults>,
     pub held: Mutex<BTreeSet<BoxId>>,
+    /// What a new daemon asked it: `check <id>`, `collect`.
+    pub asked: Mutex<Vec<String>>,
+    /// Whose network is not as it was.
+    pub broken: Mutex<BTreeSet<BoxId>>,
 }
 
 #[async_trait]
@@ -130,7 +134,24 @@ impl PodNetworks for FakeNetworks {
         Ok(network.interfaces.iter().map(usage).collect())
     }
 
-    fn readiness(&self) -> NetworkReadiness {
+    async fn check(&self, id: &BoxId) -> Result<(), NetworkFault> {
+        self.asked.lock().unwrap().push(format!("check {id}"));
+        match self.broken.lock().unwrap().contains(id) {
+            true => Err(NetworkFault("its interface is gone".into())),
+            false => Ok(()),
+        }
+    }
+
+    async fn collect_garbage(&self) -> Result<(), NetworkFault> {
+        self.asked.lock().unwrap().push("collect".to_owned());
+        Ok(())
+    }
+
+    async fn assign_pod_cidrs(&self, _cidrs: &[a3s_box_core::network::Address]) -> Result<(), NetworkFault> {
+        Ok(())
+    }
+
+    async fn readiness(&self) -> NetworkReadiness {
         NetworkReadiness { ready: true, reason: String::new(), message: String::new() }
     }
 }
@@ -154,7 +175,12 @@ impl World {
         let faults = Arc::new(Faults::default());
         Self {
             dir: tempfile::tempdir().unwrap(),
-            networks: Arc::new(FakeNetworks { faults: faults.clone(), held: Mutex::default() }),
+            networks: Arc::new(FakeNetworks {
+                faults: faults.clone(),
+                held: Mutex::default(),
+                asked: Mutex::default(),
+                broken: Mutex::default(),
+            }),
             vmm: Arc::new(FakeVmm::new(faults.clone(), guests.handle().clone())),
             disk: Arc::default(),
             store: Arc::new(RedbStore::in_memory().unwrap()),
