@@ -5,6 +5,7 @@
 //! to Kubernetes. The words *box* (one microVM, a pod sandbox) and *session* (one workload
 //! in it, a container) are defined in ARCHITECTURE.md.
 
+pub mod egress;
 pub mod id;
 pub mod image;
 pub mod lifecycle;

@@ -114,6 +114,7 @@ pub fn request(n: u8) -> SetupRequest {
         port_mappings: Vec::new(),
         dns: None,
         annotations: BTreeMap::new(),
+        egress: None,
     }
 }
 
