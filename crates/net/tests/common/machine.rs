@@ -145,9 +145,10 @@ impl Machine {
         })
     }
 
-    /// What answers datagrams here as `reply` says.
-    pub fn answer_udp(&self, port: u16, reply: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> Server {
-        let socket = self.inside(move || UdpSocket::bind(("::", port)).unwrap());
+    /// What answers datagrams to one of the addresses here as `reply` says.
+    pub fn answer_udp(&self, at: &str, reply: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> Server {
+        let at: SocketAddr = at.parse().unwrap();
+        let socket = self.inside(move || UdpSocket::bind(at).unwrap());
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         Server::new(move || {
             let mut asked = [0; 1500];
