@@ -221,7 +221,7 @@ fn ipv4_frames_get_out_to_allowed_addresses_from_the_pods_own() {
 fn ipv6_frames_get_out_to_allowed_addresses_from_the_pods_own() {
     on_a_local_node(async |node| {
         let networking = node.site.networking();
-        let pod = networking.setup(policy("2001:db8:2::/64 ::/2")).await.unwrap();
+        let pod = networking.setup(policy("2001:db8:2::/64 64:ff9b::/96")).await.unwrap();
         let mut lab = Lab::new(&pod);
         let (own, local) = (lab.v6.to_string(), lab.link_local());
         let from = |lab: &Lab, from: &str, to: &str, next: u8, payload: &[u8]| {
@@ -307,7 +307,9 @@ fn credentials_are_reached_by_their_own_address_only() {
         assert!(lab.passes(&denied), "everything else is allowed");
         drop(lab);
         let pod = networking.setup(policy("0.0.0.0/0 169.254.169.254")).await.unwrap();
-        assert!(Lab::new(&pod).passes(&frame));
+        let mut lab = Lab::new(&pod);
+        let frame = lab.v4(6, METADATA, &tcp(1, 80, 2));
+        assert!(lab.passes(&frame));
     });
 }
 
