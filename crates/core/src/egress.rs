@@ -66,7 +66,7 @@ impl EgressPolicy {
 
 /// An address or network, or meant to be one: no domain of the top level consists of digits.
 fn is_numeric(word: &str) -> bool {
-    let top = word.rsplit('.').next().unwrap_or(word);
+    let top = word.rsplit('.').find(|label| !label.is_empty()).unwrap_or(word);
     word.contains([':', '/']) || top.bytes().all(|byte| byte.is_ascii_digit())
 }
 
