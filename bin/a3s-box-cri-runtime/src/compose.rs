@@ -19,6 +19,7 @@ pub(crate) fn settings(host: &Host) -> CriSettings {
             config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
         },
         size: SizePolicy { default: config.size, max_vcpus: node_cpus(), ..SizePolicy::default() },
+        cluster_cidrs: config.network.cluster_cidrs.clone(),
         // A host that could not start boxes would not have come up.
         runtime_condition: Condition::met(),
         scratch_dir: config.root.join("boxes"),

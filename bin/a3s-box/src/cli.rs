@@ -160,6 +160,9 @@ pub(crate) struct RunArgs {
     /// Let a port of the host lead to one of the box (may be repeated)
     #[arg(short = 'p', long = "publish", value_name = "[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]", value_parser = Publish::parse)]
     pub(crate) publish: Vec<Publish>,
+    /// Where the box may open connections to: none, cluster, or networks, addresses and names [default: everywhere]
+    #[arg(long, value_name = "none|cluster|LIST")]
+    pub(crate) egress: Option<String>,
 
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t)]

@@ -15,6 +15,7 @@ use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use tokio::sync::mpsc;
 
+use a3s_box_core::egress::EgressPolicy;
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_core::spec::{DnsSpec, NetworkMode};
@@ -51,6 +52,8 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
             "a box without a network has no ports to publish: leave out -p, or --network none and network.mode = \"none\""
         );
     }
+    let egress = args.egress.as_deref().map(|text| EgressPolicy::parse(text, &config.network.cluster_cidrs));
+    let egress = egress.transpose().context("--egress")?;
     // From here on a signal is an event: nothing is left behind because of one.
     let events = streams::listen().context("could not listen for signals")?;
     invocation::sweep(&config).await;
@@ -66,7 +69,7 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
     timings.record("host", began);
     let name = args.name.clone().unwrap_or_else(|| invocation.name.clone());
     let show_timings = args.timings;
-    let work = Work { boxes: boxes.clone(), config, args: *args, login, name, timings };
+    let work = Work { boxes: boxes.clone(), config, args: *args, egress, login, name, timings };
     // A panic becomes a value, so that cleaning up comes after it too. What it left half-done is dropped with it.
     let done = AssertUnwindSafe(work.complete(events)).catch_unwind().await;
     let since = Instant::now();
@@ -115,6 +118,7 @@ struct Work {
     boxes: BoxManager,
     config: Config,
     args: RunArgs,
+    egress: Option<EgressPolicy>,
     login: Login,
     name: String,
     timings: Timings,
@@ -195,7 +199,9 @@ impl Work {
 
     async fn boot(&self) -> anyhow::Result<BoxId> {
         let network = self.network().await?;
-        let spec = spec::box_spec(&self.args, &self.name, self.config.size, network, self.resolver(network));
+        let mut spec =
+            spec::box_spec(&self.args, &self.name, self.config.size, network, self.resolver(network));
+        spec.egress = self.egress.clone();
         Ok(self.boxes.run_box(spec).await?)
     }
 

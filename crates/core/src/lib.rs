@@ -6,6 +6,7 @@
 //! in it, a container) are defined in ARCHITECTURE.md.
 
 pub mod bandwidth;
+pub mod egress;
 pub mod id;
 pub mod image;
 pub mod lifecycle;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress::EgressPolicy;
 use crate::image::Layer;
 use crate::seccomp::SeccompProfile;
 
@@ -51,6 +52,9 @@ pub struct BoxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Whether the pod gets a network of its own.
     pub network: NetworkMode,
+    /// Where it may open connections to; without a policy everywhere.
+    #[serde(default)]
+    pub egress: Option<EgressPolicy>,
     /// The user namespace of its sessions; without one they have the guest's users.
     #[serde(default)]
     pub user_namespace: Option<UserNamespace>,

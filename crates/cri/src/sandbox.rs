@@ -13,13 +13,15 @@ use crate::proto::{
     StopPodSandboxResponse, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
 };
 use crate::service::{CriService, json, now_ns};
+use crate::settings::CriSettings;
 
 impl CriService {
     pub(crate) async fn run_sandbox(
         &self,
         request: RunPodSandboxRequest,
     ) -> Result<RunPodSandboxResponse, CriError> {
-        let spec = box_spec(request, &self.settings.runtime_handlers, &self.settings.size)?;
+        let CriSettings { runtime_handlers, size, cluster_cidrs, .. } = self.settings.as_ref();
+        let spec = box_spec(request, runtime_handlers, size, cluster_cidrs)?;
         let id = self.boxes.run_box(spec).await?;
         Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use a3s_box_core::egress::Cidr;
+
 use crate::convert::resources::SizePolicy;
 
 /// How kubelet names cgroups; it asks once, at its start.
@@ -44,6 +46,8 @@ pub struct CriSettings {
     pub cgroup_driver: CgroupDriver,
     /// How boxes are sized.
     pub size: SizePolicy,
+    /// What `cluster` means in egress policies.
+    pub cluster_cidrs: Vec<Cidr>,
     /// Whether boxes can be started at all: the condition RuntimeReady.
     pub runtime_condition: Condition,
     /// The folder of the scratch disks, for ImageFsInfo.

@@ -74,6 +74,10 @@ impl PodNetworks for Networks {
         self.0.held().await.map_err(|error| NetworkFault(Box::new(error)))
     }
 
+    async fn resume(&self, id: &BoxId) -> Result<(), NetworkFault> {
+        self.0.resume(id).await.map_err(|error| NetworkFault(Box::new(error)))
+    }
+
     async fn usage(&self, network: &PodNetwork) -> Result<Vec<InterfaceUsage>, NetworkFault> {
         a3s_box_net::usage(network).await.map_err(|error| NetworkFault(Box::new(error)))
     }

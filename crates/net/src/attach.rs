@@ -5,6 +5,8 @@
 //!                      eth0 <──u32, mirred :ingress── tap0
 //! ```
 //!
+//! A pod with an egress policy has nftables' `fwd` in place of `mirred`: [`crate::egress`].
+//!
 //! Frames are stolen at ingress on both sides, so the namespace's own network stack never sees one, and the guest has the
 //! MAC address, the MTU and the addresses of `eth0`. The addresses also stay on `eth0`: nothing can answer for them
 //! there, and three parties need them. Plugins read them at DEL to find what to undo on the host (bridge and ptp
@@ -18,6 +20,7 @@ use a3s_box_core::network::{Address, Interface};
 use rtnetlink::Handle;
 use thiserror::Error;
 
+use crate::egress::{DNS_TAP, Egress, EgressError};
 use crate::netlink::{self, Link};
 use crate::netns::{self, NetnsError};
 use crate::turns::Turn;
@@ -68,6 +71,9 @@ pub enum AttachError {
         /// Its name.
         interface: String,
     },
+    /// Its egress policy cannot be put in force.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
 }
 
 /// An interface of the pod according to CNI.
@@ -77,7 +83,8 @@ pub(crate) struct PodInterface {
     pub(crate) addresses: Vec<Address>,
 }
 
-/// Sets up loopback, then taps and redirection for every interface, in the namespace at `netns`.
+/// Sets up loopback, then taps and redirection for every interface, in the namespace at `netns`. With an egress policy
+/// the redirection is what the policy allows.
 ///
 /// What it made when it fails is undone with the namespace.
 pub(crate) async fn attach(
@@ -85,8 +92,10 @@ pub(crate) async fn attach(
     turn: &Turn,
     interfaces: Vec<PodInterface>,
     tap_owner: Option<u32>,
+    egress: Option<Egress>,
 ) -> Result<Vec<Interface>, AttachError> {
-    let work = move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner).await);
+    let work =
+        move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner, egress).await);
     netns::run_inside(netns, turn, work).await?
 }
 
@@ -94,31 +103,43 @@ async fn attach_here(
     handle: &Handle,
     interfaces: Vec<PodInterface>,
     tap_owner: Option<u32>,
+    egress: Option<Egress>,
 ) -> Result<Vec<Interface>, AttachError> {
     let lo = find(handle, "lo").await?;
     netlink::up(handle, lo.index).await.map_err(refused("lo", "set it up"))?;
     let mut done = Vec::new();
     for (number, pod) in interfaces.into_iter().enumerate() {
-        done.push(attach_one(handle, pod, names::tap(number), tap_owner).await?);
+        let (interface, link, end) = attach_one(handle, pod, names::tap(number), tap_owner).await?;
+        if egress.is_none() {
+            netlink::redirect(handle, link, end).await.map_err(refused(&interface.name, REDIRECT))?;
+            netlink::redirect(handle, end, link).await.map_err(refused(&interface.tap, REDIRECT))?;
+        }
+        done.push(interface);
+    }
+    if let (Some(egress), Some(mtu)) = (egress, done.iter().map(|interface| interface.mtu).max()) {
+        if egress.has_names() {
+            make_tap(handle, DNS_TAP, mtu, None).await?;
+        }
+        egress.enforce(&done)?;
     }
     Ok(done)
 }
 
+/// The interface as the guest sees it, the index of its link and that of its tap.
 async fn attach_one(
     handle: &Handle,
     pod: PodInterface,
     tap: String,
     owner: Option<u32>,
-) -> Result<Interface, AttachError> {
+) -> Result<(Interface, u32, u32), AttachError> {
     let link = find(handle, &pod.name).await?;
     let mac = link.mac.ok_or_else(|| AttachError::NotEthernet { interface: pod.name.clone() })?;
     // Read before anything is changed, so that the guest gets what the plugins have left.
     let routes = netlink::routes(handle, link.index).await.map_err(refused(&pod.name, "read its routes"))?;
     let end = make_tap(handle, &tap, link.mtu, owner).await?;
-    netlink::redirect(handle, link.index, end.index).await.map_err(refused(&pod.name, REDIRECT))?;
-    netlink::redirect(handle, end.index, link.index).await.map_err(refused(&tap, REDIRECT))?;
     let (addresses, routes) = view::for_guest(&pod.addresses, &routes);
-    Ok(Interface { name: pod.name, mac, mtu: link.mtu, addresses, routes, tap })
+    let interface = Interface { name: pod.name, mac, mtu: link.mtu, addresses, routes, tap };
+    Ok((interface, link.index, end.index))
 }
 
 async fn make_tap(handle: &Handle, name: &str, mtu: u32, owner: Option<u32>) -> Result<Link, AttachError> {

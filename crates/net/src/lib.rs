@@ -19,12 +19,14 @@ mod assign;
 mod attach;
 pub mod cni;
 mod config;
+mod egress;
 mod exclusion;
 mod health;
 pub mod local;
 pub mod names;
 mod netlink;
 pub mod netns;
+mod nft;
 mod pods;
 mod record;
 mod resolver;
@@ -39,8 +41,12 @@ mod view;
 pub use assign::AssignError;
 pub use attach::AttachError;
 pub use config::{Fallback, NetConfig, NetMode};
+pub use egress::EgressError;
 pub use local::{LocalConfig, LocalError, Subnet};
-pub use pods::{PodNetworking, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest};
+pub use nft::NftError;
+pub use pods::{
+    PodNetworking, ResumeError, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest,
+};
 pub use record::RecordError;
 pub use resolver::host_resolver;
 pub use status::NetworkStatus;

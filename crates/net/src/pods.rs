@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use a3s_box_core::BoxId;
+use a3s_box_core::egress::EgressPolicy;
 use a3s_box_core::network::PodNetwork;
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping};
 use thiserror::Error;
@@ -14,11 +15,13 @@ use crate::attach::{self, AttachError, PodInterface};
 use crate::cni::request::Offer;
 use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
+use crate::egress::{Egress, EgressError, Watchers};
 use crate::exclusion::Exclusion;
 use crate::health::Health;
 use crate::local::{self, LocalConfig, LocalError, Wish};
 use crate::names;
 use crate::netns::{self, NetnsError};
+use crate::nft::Nft;
 use crate::record::{CniConnection, Connection, Record, RecordError, Records};
 use crate::resolver::host_resolver;
 use crate::status::{self, NetworkStatus};
@@ -41,6 +44,8 @@ pub struct SetupRequest {
     pub annotations: BTreeMap<String, String>,
     /// The pod's cgroup, for plugins that care.
     pub cgroup_parent: Option<String>,
+    /// Where the pod may open connections to; without a policy everywhere.
+    pub egress: Option<EgressPolicy>,
 }
 
 impl SetupRequest {
@@ -54,6 +59,7 @@ impl SetupRequest {
             dns: spec.dns.clone(),
             annotations: spec.annotations.clone(),
             cgroup_parent: spec.cgroup_parent.clone(),
+            egress: spec.egress.clone(),
         }
     }
 }
@@ -124,9 +130,23 @@ pub enum SetupFailure {
     /// The last metre failed.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The pod cannot be had with its egress policy.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
     /// A previous set-up of this box could not be undone.
     #[error("what a previous set-up of the box left could not be undone")]
     Stale,
+}
+
+/// The work for a pod of an earlier daemon could not be taken up.
+#[derive(Debug, Error)]
+pub enum ResumeError {
+    /// Its record could not be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The names of its egress policy are not watched for.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
 }
 
 /// Something that a teardown could not do.
@@ -156,6 +176,7 @@ pub struct PodNetworking {
     pub(crate) turns: Turns,
     pub(crate) exclusion: Exclusion,
     health: Health,
+    watchers: Watchers,
 }
 
 impl PodNetworking {
@@ -163,8 +184,8 @@ impl PodNetworking {
     pub fn new(config: NetConfig) -> Self {
         let records = Records::new(config.cache_dir.clone());
         let exclusion = Exclusion::new(config.gc_lock.clone());
-        let (turns, health) = (Turns::default(), Health::default());
-        Self { config: Arc::new(config), records, turns, exclusion, health }
+        let (turns, health, watchers) = (Turns::default(), Health::default(), Watchers::default());
+        Self { config: Arc::new(config), records, turns, exclusion, health, watchers }
     }
 
     /// Whether pods can be connected, as the node's files are now and as its plugins said a short while ago.
@@ -182,6 +203,26 @@ impl PodNetworking {
     pub async fn existing(&self, box_id: &BoxId) -> Result<Option<PodNetwork>, RecordError> {
         let network = self.records.read(box_id).await?.and_then(|record| record.network);
         Ok(network.filter(|network| netns::exists(&network.netns)))
+    }
+
+    /// Takes up what a daemon does for a pod that an earlier one has connected: the names of its egress policy. What it may
+    /// reach by address needs no daemon.
+    pub async fn resume(&self, box_id: &BoxId) -> Result<(), ResumeError> {
+        let turn = self.turns.take(box_id).await;
+        let Some(Record { egress: Some(policy), network: Some(network), .. }) =
+            self.records.read(box_id).await?
+        else {
+            return Ok(());
+        };
+        if policy.names.is_empty() || network.interfaces.is_empty() {
+            return Ok(());
+        }
+        let nft = self.nft()?;
+        Ok(self.watchers.start(box_id, &network.netns, &turn, policy, nft).await?)
+    }
+
+    fn nft(&self) -> Result<Nft, EgressError> {
+        Nft::find(&self.config.local.nft, self.config.local.nft_limit).map_err(EgressError::Rules)
     }
 
     /// Connects a pod. When this fails, what was done is undone; when the future is dropped half-way, or
@@ -218,7 +259,17 @@ impl PodNetworking {
         let id = &request.box_id;
         let netns = names::netns_path(&self.config.netns_dir, id);
         let connection = self.connection(&request, &netns)?;
+        let dns = match &connection {
+            Some(Connection::Local { .. }) if request.dns.is_none() => resolver(id),
+            Some(_) | None => None,
+        };
         let mut record = Record::intent(netns.clone(), connection);
+        // Without an interface there is nothing to keep a pod from.
+        record.egress = request.egress.clone().filter(|_| record.connection.is_some());
+        let egress = match record.egress.clone() {
+            Some(policy) => Some(Egress::new(policy, request.dns.as_ref().or(dns.as_ref()), self.nft()?)?),
+            None => None,
+        };
         self.records.write(id, &record, turn).await?;
         netns::create(&netns, turn).await?;
         let interfaces = match &mut record.connection {
@@ -236,11 +287,10 @@ impl PodNetworking {
         };
         // Without this a crash during the next step would make DEL do without ADD's result.
         self.records.write(id, &record, turn).await?;
-        let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner).await?;
-        let dns = match &record.connection {
-            Some(Connection::Local { .. }) if request.dns.is_none() => resolver(id),
-            Some(_) | None => None,
-        };
+        let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner, egress).await?;
+        if let Some(policy) = record.egress.clone() {
+            self.watchers.start(id, &netns, turn, policy, self.nft()?).await?;
+        }
         let network = PodNetwork { netns, interfaces, dns };
         record.network = Some(network.clone());
         self.records.write(id, &record, turn).await?;
@@ -299,6 +349,7 @@ impl PodNetworking {
     async fn undo(&self, request: &TeardownRequest, turn: &Turn) -> Vec<TeardownError> {
         let id = &request.box_id;
         let mut errors = Vec::new();
+        self.watchers.stop(id, turn).await;
         let record = match self.records.read(id).await {
             Ok(record) => record,
             Err(RecordError::Unreadable { path, source }) => {

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxId;
+use a3s_box_core::egress::EgressPolicy;
 use a3s_box_core::network::PodNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -59,6 +60,9 @@ pub(crate) struct Record {
     pub(crate) netns: PathBuf,
     /// `None`: the box has no network.
     pub(crate) connection: Option<Connection>,
+    /// Where the box may open connections to; `None`, as in older records: everywhere.
+    #[serde(default)]
+    pub(crate) egress: Option<EgressPolicy>,
     /// Present once set-up has succeeded.
     pub(crate) network: Option<PodNetwork>,
 }
@@ -85,7 +89,7 @@ pub(crate) struct CniConnection {
 
 impl Record {
     pub(crate) fn intent(netns: PathBuf, connection: Option<Connection>) -> Self {
-        Self { schema: SCHEMA, netns, connection, network: None }
+        Self { schema: SCHEMA, netns, connection, egress: None, network: None }
     }
 }
 

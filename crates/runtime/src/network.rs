@@ -22,6 +22,9 @@ pub trait PodNetworks: Send + Sync + 'static {
     /// Gives a box its network; a failure leaves nothing behind.
     async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault>;
 
+    /// Takes up what goes on for a box that an earlier daemon has connected.
+    async fn resume(&self, id: &BoxId) -> Result<(), NetworkFault>;
+
     /// Takes it away again. "Already gone" is success.
     async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault>;
 

@@ -24,6 +24,7 @@ use crate::api::Quarantined;
 use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, Owed, faulted, find_vm, found};
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
+use crate::network::NetworkSetting;
 use crate::records::{BoxRecord, SessionRecord};
 use crate::registry::BoxEntry;
 use crate::sessions::{BoxFacts, SessionStart};
@@ -136,6 +137,7 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
         enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions, None);
         return;
     };
+    resume_network(shared, &record.id).await;
     let live = Arc::new(LiveBox {
         agent: Agent::new(machine.clone(), shared.config.call_limit),
         facts: BoxFacts::of(&record),
@@ -156,6 +158,15 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
     end_unknown(&live, &record.id, &sessions, states.as_deref()).await;
     tracing::info!(id = %record.id, containers = sessions.len(), "pod sandbox is taken up");
     enter(shared, record, BoxStart::Adopted(live), sessions, states);
+}
+
+/// What is not resumed stays as it is: a pod is kept from more, not from less.
+async fn resume_network(shared: &Shared, id: &BoxId) {
+    if let NetworkSetting::Pods(pods) = &shared.config.network
+        && let Err(error) = pods.resume(id).await
+    {
+        tracing::error!(%id, %error, "what the network of a pod sandbox needs of the daemon was not resumed");
+    }
 }
 
 /// Ends the containers in a guest that no record knows: kubelet has no way to, and starts them anew.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use a3s_box_core::bandwidth::Bandwidth;
+use a3s_box_core::egress::{self, Cidr, EgressPolicy};
 use a3s_box_core::network::Address;
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping, PortProtocol};
 
@@ -18,11 +19,12 @@ const HOSTNAME_MAX: usize = 64;
 const HOSTNAME_CUT: usize = 63;
 
 /// The box that a RunPodSandbox request asks for. `handlers` are the names that may be asked for
-/// besides the empty one.
+/// besides the empty one, `cluster` are the networks of the cluster in egress policies.
 pub fn box_spec(
     request: proto::RunPodSandboxRequest,
     handlers: &[String],
     policy: &SizePolicy,
+    cluster: &[Cidr],
 ) -> Result<BoxSpec, InvalidRequest> {
     let handler = known_handler(request.runtime_handler, handlers)?;
     let config = required(request.config, "config")?;
@@ -38,6 +40,7 @@ pub fn box_spec(
     Bandwidth::of(&annotations).map_err(|bad| {
         InvalidRequest::new(format!("config.annotations[{:?}]", bad.annotation), bad.to_string())
     })?;
+    let egress = annotations.get(egress::ANNOTATION).map(|text| egress_policy(text, cluster)).transpose()?;
     Ok(BoxSpec {
         identity,
         hostname,
@@ -55,8 +58,14 @@ pub fn box_spec(
         port_mappings: port_mappings(config.port_mappings)?,
         sysctls: sorted(linux.sysctls.into_iter().map(sysctl).collect::<Result<_, _>>()?),
         network: NetworkMode::Pod,
+        egress,
         user_namespace,
     })
+}
+
+fn egress_policy(text: &str, cluster: &[Cidr]) -> Result<EgressPolicy, InvalidRequest> {
+    let field = || format!("config.annotations[{:?}]", egress::ANNOTATION);
+    EgressPolicy::parse(text, cluster).map_err(|error| InvalidRequest::new(field(), error.to_string()))
 }
 
 fn known_handler(name: String, handlers: &[String]) -> Result<String, InvalidRequest> {
@@ -195,7 +204,7 @@ mod tests {
     }
 
     fn convert(request: proto::RunPodSandboxRequest) -> Result<BoxSpec, InvalidRequest> {
-        box_spec(request, &["a3s-box".to_owned()], &SizePolicy::default())
+        box_spec(request, &["a3s-box".to_owned()], &SizePolicy::default(), &[])
     }
 
     fn refused_field(request: proto::RunPodSandboxRequest) -> String {
@@ -352,6 +361,23 @@ mod tests {
                 ..Default::default()
             });
             assert_eq!(refused_field(climbing), format!("config.linux.sysctls[{name:?}]"));
+        }
+    }
+
+    #[test]
+    fn an_egress_policy_is_read_from_its_annotation_or_refused_by_its_name() {
+        let annotated = |text: &str| {
+            let mut annotated = request();
+            config(&mut annotated).annotations = [(egress::ANNOTATION.to_owned(), text.to_owned())].into();
+            annotated
+        };
+        assert_eq!(convert(request()).unwrap().egress, None);
+        assert_eq!(convert(annotated("none")).unwrap().egress, Some(EgressPolicy::default()));
+        let spec = convert(annotated("192.0.2.0/24 pypi.org")).unwrap();
+        assert_eq!(spec.egress, Some(EgressPolicy::parse("192.0.2.0/24 pypi.org", &[]).unwrap()));
+        assert_eq!(spec.annotations[egress::ANNOTATION], "192.0.2.0/24 pypi.org");
+        for text in ["", "clutser", "10.0.0.1/8", "cluster"] {
+            assert_eq!(refused_field(annotated(text)), "config.annotations[\"a3s.box/egress\"]", "{text:?}");
         }
     }
 

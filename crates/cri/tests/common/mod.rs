@@ -107,6 +107,7 @@ async fn service(dir: &Path) -> CriService {
         runtime_handlers: vec!["a3s-box".to_owned()],
         cgroup_driver: CgroupDriver::Systemd,
         size: SizePolicy::default(),
+        cluster_cidrs: Vec::new(),
         runtime_condition: Condition::met(),
         scratch_dir: dir.join("root/boxes"),
         info: BTreeMap::from([("config".to_owned(), "{}".to_owned())]),

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use a3s_box_core::egress::Cidr;
 use a3s_box_core::spec::BoxSize;
 use a3s_box_net::{LocalConfig, Subnet};
 
@@ -135,6 +136,8 @@ pub struct NetworkConfig {
     pub local_subnet: Subnet,
     /// The same for IPv6; `None`: they have none.
     pub local_subnet6: Option<Subnet>,
+    /// What `cluster` means in egress policies; empty: nobody may write it.
+    pub cluster_cidrs: Vec<Cidr>,
     /// Where CNI configurations lie; the lexically first one counts.
     pub conf_dir: PathBuf,
     /// What a configuration is made from where there is none.
@@ -338,6 +341,7 @@ impl Default for Config {
                 fallback: NetworkFallback::None,
                 local_subnet: LocalConfig::default().subnet,
                 local_subnet6: LocalConfig::default().subnet6,
+                cluster_cidrs: Vec::new(),
                 conf_dir: "/etc/cni/net.d".into(),
                 conf_template: None,
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],

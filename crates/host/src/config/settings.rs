@@ -2,6 +2,7 @@
 
 use toml::de::DeValue;
 
+use a3s_box_core::egress::Cidr;
 use a3s_box_net::Subnet;
 
 use super::value::{
@@ -226,6 +227,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| show_text(&c.network.local_subnet6.map(|subnet| subnet.to_string()).unwrap_or_default()),
     },
     Setting {
+        key: "network.cluster_cidrs",
+        help: "The networks of pods, services and nodes: what \"cluster\" means in the annotation a3s.box/egress.",
+        expected: "a list of networks such as [\"10.0.0.0/8\", \"fd00::/8\"]",
+        variable: None,
+        set: |c, v| put(&mut c.network.cluster_cidrs, cidrs(v)),
+        show: |c| show_texts(&c.network.cluster_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>()),
+    },
+    Setting {
         key: "network.conf_dir",
         help: "Where CNI configurations lie; the lexically first one counts.",
         expected: PATH,
@@ -402,6 +411,10 @@ fn subnet6(value: &DeValue<'_>) -> Option<Option<Subnet>> {
         "" => Some(None),
         text => text.parse().ok().filter(|subnet: &Subnet| !subnet.is_ipv4()).map(Some),
     }
+}
+
+fn cidrs(value: &DeValue<'_>) -> Option<Vec<Cidr>> {
+    as_texts(value)?.iter().map(|text| text.parse().ok()).collect()
 }
 
 /// The characters of a RuntimeClass handler: a DNS label or several (Kubernetes, node.k8s.io/v1).

@@ -167,6 +167,16 @@ fn subnets_of_the_built_in_network_are_whole_and_of_their_family() {
 }
 
 #[test]
+fn the_networks_of_the_cluster_are_a_list_of_networks() {
+    let network = read("[network]\ncluster_cidrs = [\"10.0.0.0/8\", \"fd00::/8\"]\n").unwrap().network;
+    assert_eq!(network.cluster_cidrs, ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]);
+    for value in ["\"10.0.0.0/8\"", "[\"10.0.0.1/8\"]", "[\"cluster\"]", "[8]"] {
+        let found = problems(&format!("[network]\ncluster_cidrs = {value}\n"));
+        assert!(found.len() == 1 && found[0].contains("network.cluster_cidrs is "), "{found:?}");
+    }
+}
+
+#[test]
 fn a_moved_run_directory_moves_the_socket_unless_it_was_set() {
     let mut config = Config::default();
     assert_eq!(config.socket(), PathBuf::from("/var/run/a3s-box/a3s-box.sock"));

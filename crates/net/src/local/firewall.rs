@@ -14,30 +14,15 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Read, Seek, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use super::ports::{At, Published, protocol_name};
 use super::state::{Lease, Lock, Network};
 use super::{LocalConfig, LocalError, TABLE};
-
-const POLL: Duration = Duration::from_millis(2);
-const MAX_SAID: usize = 2048;
-/// Where administrators' programs are, whatever the PATH says.
-const USUAL: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+use crate::nft::Nft;
 
 /// Finds `nft`.
-pub(super) fn find(nft: &Path) -> Result<PathBuf, LocalError> {
-    use std::os::unix::fs::PermissionsExt;
-    let runnable =
-        |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(USUAL.iter().map(PathBuf::from));
-    // Joining an absolute path yields that path.
-    dirs.map(|dir| dir.join(nft)).find(runnable).ok_or_else(|| LocalError::NoNft { program: nft.to_owned() })
+pub(super) fn find(config: &LocalConfig) -> Result<Nft, LocalError> {
+    Ok(Nft::find(&config.nft, config.nft_limit)?)
 }
 
 /// Makes the table say what the leases say.
@@ -157,54 +142,11 @@ fn elements(text: &mut String, lease: &Lease) -> Result<(), LocalError> {
     Ok(())
 }
 
-/// Input and output are files, so that nothing here waits for `nft` but the loop with the limit. Its standard output is
-/// the lock: should this process be killed, nobody else begins before `nft` has ended too.
+/// Should this process be killed, nobody else gets the lock before `nft` has ended too.
 fn run(config: &LocalConfig, script: &str, lock: &Lock) -> Result<(), LocalError> {
-    let (program, limit) = (find(&config.nft)?, config.nft_limit);
-    let start = |source| LocalError::NftStart { program: program.clone(), source };
-    let mut stdin = memory().map_err(start)?;
-    stdin.write_all(script.as_bytes()).and_then(|()| stdin.rewind()).map_err(start)?;
-    let mut stderr = memory().map_err(start)?;
-    let mut command = Command::new(&program);
-    command
-        .args(["-f", "-"])
-        .env("LC_ALL", "C")
-        .stdin(Stdio::from(stdin))
-        .stdout(Stdio::from(lock.share().map_err(start)?))
-        .stderr(Stdio::from(stderr.try_clone().map_err(start)?));
-    let mut child = command.spawn().map_err(start)?;
-    let status = wait(&mut child, limit).map_err(start)?;
-    let mut said = Vec::new();
-    // What it said is for people; that it failed is known without it.
-    let _ = stderr.rewind().and_then(|()| stderr.read_to_end(&mut said));
-    said.truncate(MAX_SAID);
-    let said = String::from_utf8_lossy(&said).trim().to_owned();
-    match status {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(LocalError::Nft { status, said }),
-        None => Err(LocalError::NftSlow { limit, said }),
-    }
-}
-
-fn memory() -> io::Result<File> {
-    let fd = rustix::fs::memfd_create("nft", rustix::fs::MemfdFlags::CLOEXEC)?;
-    Ok(File::from(fd))
-}
-
-/// `None`: it took too long and was killed.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<std::process::ExitStatus>> {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(POLL);
-    }
+    let nft = find(config)?;
+    let held = lock.share().map_err(|source| LocalError::NftStart { program: config.nft.clone(), source })?;
+    Ok(nft.run(script, Some(held))?)
 }
 
 #[cfg(test)]
@@ -246,11 +188,5 @@ mod tests {
         assert_eq!(elements_of("::", v6), [every6]);
         assert_eq!(elements_of("127.0.0.1", v6), ["at4 { 127.0.0.1 . tcp . 8080 : 10.89.0.2 . 80 }"]);
         assert_eq!(elements_of("fd01::1", v6), ["at6 { fd01::1 . tcp . 8080 : fd00::2 . 80 }"]);
-    }
-
-    #[test]
-    fn a_program_that_is_nowhere_is_named_with_its_package() {
-        let error = find(Path::new("/nonexistent/nft")).unwrap_err();
-        assert!(error.to_string().contains("package nftables"), "{error}");
     }
 }

@@ -41,6 +41,7 @@ use crate::attach::PodInterface;
 use crate::names;
 use crate::netlink;
 use crate::netns::{self, NetnsError};
+use crate::nft::NftError;
 use crate::turns::Turn;
 use ports::{At, Published};
 use state::{Holder, Lease, Lock, Network, State};
@@ -247,6 +248,17 @@ pub enum LocalError {
     WorkerPanicked,
 }
 
+impl From<NftError> for LocalError {
+    fn from(error: NftError) -> Self {
+        match error {
+            NftError::Missing { program } => Self::NoNft { program },
+            NftError::Start { program, source } => Self::NftStart { program, source },
+            NftError::Refused { status, said } => Self::Nft { status, said },
+            NftError::Slow { limit, said } => Self::NftSlow { limit, said },
+        }
+    }
+}
+
 /// What a box asks of the network.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
@@ -297,7 +309,7 @@ pub(crate) async fn disconnect(
 ///
 /// Looks at the kernel's routes, on a thread of its own: it may be called where no runtime may be started.
 pub(crate) fn examine(config: &LocalConfig) -> Result<String, LocalError> {
-    firewall::find(&config.nft)?;
+    firewall::find(config)?;
     let network = wanted(config);
     match State::new(config.state_dir.clone()).network()? {
         Some(found) => same(&found, &network)?,
@@ -327,7 +339,7 @@ where
 
 fn connect_here(config: &LocalConfig, wish: Wish, netns: &Path) -> Result<(Network, Lease), LocalError> {
     // Found missing now, it has made nobody wait and nothing to be undone.
-    firewall::find(&config.nft)?;
+    firewall::find(config)?;
     let state = State::new(config.state_dir.clone());
     let lock = state.lock()?;
     let mut leases = state.leases()?;

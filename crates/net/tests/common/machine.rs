@@ -145,6 +145,41 @@ impl Machine {
         })
     }
 
+    /// What answers datagrams to one of the addresses here as `reply` says.
+    pub fn answer_udp(&self, at: &str, reply: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> Server {
+        let at: SocketAddr = at.parse().unwrap();
+        let socket = self.inside(move || UdpSocket::bind(at).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        Server::new(move || {
+            let mut asked = [0; 1500];
+            if let Ok((length, from)) = socket.recv_from(&mut asked)
+                && let Some(said) = reply(&asked[..length])
+            {
+                let _ = socket.send_to(&said, from);
+            }
+        })
+    }
+
+    /// Sends a datagram; what comes back within `patience`.
+    pub fn ask_udp(&self, to: &str, question: Vec<u8>, patience: Duration) -> Option<Vec<u8>> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.inside(move || {
+            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+            let socket = UdpSocket::bind((any, 0)).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(patience)).unwrap();
+            socket.send(&question).ok()?;
+            let mut said = [0; 1500];
+            let length = socket.recv(&mut said).ok()?;
+            Some(said[..length].to_vec())
+        })
+    }
+
+    /// Whether a datagram is answered by nobody for a while.
+    pub fn no_udp(&self, to: &str) -> bool {
+        self.ask_udp(to, b"who am I?".to_vec(), SILENCE).is_none()
+    }
+
     /// Connects by TCP; what the server says.
     pub fn tcp(&self, to: &str) -> Option<IpAddr> {
         self.try_tcp(to, PATIENCE)
@@ -183,6 +218,15 @@ impl Machine {
 
     /// Whether an ICMP echo comes back.
     pub fn ping(&self, to: &str) -> bool {
+        self.try_ping(to, PATIENCE)
+    }
+
+    /// Whether none comes back for a while.
+    pub fn no_ping(&self, to: &str) -> bool {
+        !self.try_ping(to, SILENCE)
+    }
+
+    fn try_ping(&self, to: &str, patience: Duration) -> bool {
         use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage};
         use std::os::fd::AsRawFd;
         let to: IpAddr = to.parse().unwrap();
@@ -197,7 +241,7 @@ impl Machine {
             socket::connect(socket.as_raw_fd(), &address).unwrap();
             let mut socket = File::from(socket);
             socket.write_all(&[request, 0, 0, 0, 0, 0, 0, 1, 0xa3]).unwrap();
-            let timeout = nix::poll::PollTimeout::try_from(PATIENCE).unwrap();
+            let timeout = nix::poll::PollTimeout::try_from(patience).unwrap();
             if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout).unwrap() == 0 {
                 return false;
             }

@@ -118,6 +118,7 @@ pub fn request(n: u8) -> SetupRequest {
         dns: None,
         annotations: BTreeMap::new(),
         cgroup_parent: None,
+        egress: None,
     }
 }
 

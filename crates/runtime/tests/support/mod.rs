@@ -118,6 +118,10 @@ impl PodNetworks for FakeNetworks {
         Ok(self.held.lock().unwrap().iter().cloned().collect())
     }
 
+    async fn resume(&self, _id: &BoxId) -> Result<(), NetworkFault> {
+        Ok(())
+    }
+
     async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault> {
         self.faults.hit("network teardown").map_err(|error| NetworkFault(Box::new(error)))?;
         self.held.lock().unwrap().remove(id);

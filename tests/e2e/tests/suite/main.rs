@@ -16,6 +16,7 @@ mod cli_run;
 mod cli_streams;
 mod containers;
 mod deaths;
+mod egress;
 mod endurance;
 mod events;
 mod images;
@@ -96,6 +97,8 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     deaths::a_guests_panic_is_told_with_its_words,
     deaths::a_guest_that_powers_itself_off_is_told,
     deaths::an_agent_that_is_killed_is_told,
+    egress::a_guest_opens_what_its_policy_says_and_answers_everybody,
+    egress::a_name_opens_what_the_guest_is_told_for_it,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
     verity::a_sealed_layer_cannot_change,
