@@ -300,3 +300,71 @@ fn anonymous(of: impl Iterator<Item = String>) -> String {
 fn listed(of: impl Iterator<Item = impl Display>) -> String {
     of.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_core::network::{Address, Route};
+
+    use super::*;
+
+    fn interface() -> Interface {
+        let address = |ip: &str, prefix| Address { ip: ip.parse().unwrap(), prefix };
+        let via = |ip: &str| Route { destination: address("::", 0), gateway: Some(ip.parse().unwrap()) };
+        Interface {
+            name: "eth0".to_owned(),
+            mac: [0x02, 0, 0x5e, 0x10, 0, 1],
+            mtu: 1500,
+            addresses: vec![address("10.9.8.7", 24), address("fd00:9::7", 64)],
+            routes: vec![via("fd00:9::1"), via("fd00:8::1")],
+            tap: "tap0".to_owned(),
+        }
+    }
+
+    fn rules_of(text: &str, dns: Option<(&str, &[IpAddr])>) -> String {
+        ruleset(&EgressPolicy::parse(text, &[]).unwrap(), &[interface()], dns)
+    }
+
+    fn set<'a>(rules: &'a str, name: &str) -> &'a str {
+        let start = format!("set {name} {{");
+        rules.lines().find(|line| line.contains(&start)).unwrap()
+    }
+
+    #[test]
+    fn networks_do_not_overlap_and_reserved_ones_are_apart() {
+        let rules = rules_of("10.1.0.0/16 10.0.0.0/8 10.0.0.0/8 192.0.2.1 169.254.169.254 ::/0", None);
+        assert!(set(&rules, "allowed4").contains("elements = { 10.0.0.0/8, 192.0.2.1/32 };"), "{rules}");
+        assert!(set(&rules, "explicit4").contains("elements = { 169.254.169.254/32 };"), "{rules}");
+        assert!(set(&rules, "allowed6").contains("elements = { ::/0 };"), "{rules}");
+        assert!(!set(&rules, "explicit6").contains("elements"), "{rules}");
+    }
+
+    #[test]
+    fn neighbours_are_those_on_the_link_and_the_gateways() {
+        let rules = rules_of("none", None);
+        let expected = "elements = { fe80::/10, ff02::/16, fd00:9::/64, fd00:8::1/128 };";
+        assert!(set(&rules, "neighbours6").contains(expected), "{rules}");
+        assert!(set(&rules, "own6").contains("{ fd00:9::7, fe80::5eff:fe10:1 }"), "{rules}");
+    }
+
+    #[test]
+    fn name_servers_are_asked_only_where_there_are_names() {
+        let rules = rules_of("192.0.2.0/24", None);
+        assert!(!rules.contains("dport 53") && !rules.contains("sport 53"), "{rules}");
+        let servers = ["192.0.2.53".parse().unwrap(), "fd00::53".parse().unwrap()];
+        let rules = rules_of("example.com", Some(("a3s-dns", &servers)));
+        assert!(set(&rules, "servers4").contains("{ 192.0.2.53/32 }"), "{rules}");
+        assert!(set(&rules, "servers6").contains("{ fd00::53/128 }"), "{rules}");
+        assert!(
+            rules.contains("fwd to \"a3s-dns\"") && rules.contains("ingress device \"a3s-dns\""),
+            "{rules}"
+        );
+    }
+
+    #[test]
+    fn credentials_of_clouds_are_reserved() {
+        for ip in ["169.254.169.254", "fe80::1", "fd00:ec2::254", "64:ff9b::a9fe:a9fe"] {
+            assert!(is_reserved(ip.parse().unwrap()), "{ip}");
+        }
+        assert!(reserved().count() == RESERVED.len() && !is_reserved("10.0.0.1".parse().unwrap()));
+    }
+}

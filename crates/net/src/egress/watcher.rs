@@ -121,7 +121,7 @@ impl Pins {
             .iter()
             .flat_map(|frame| opened(frame.get(VNET_HEADER..).unwrap_or_default(), &self.policy))
             .collect::<Vec<_>>();
-        let new = self.new(id, wanted, now);
+        let new = self.missing(id, wanted, now);
         if new.is_empty() {
             return;
         }
@@ -133,7 +133,7 @@ impl Pins {
     }
 
     /// Those that are not open for long enough, each once, as far as there is room.
-    fn new(
+    fn missing(
         &mut self,
         id: &BoxId,
         wanted: Vec<(IpAddr, Duration)>,
@@ -163,5 +163,32 @@ impl Pins {
         }
         self.full = full;
         new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn pins_are_renewed_when_their_time_is_nearly_over_and_are_not_without_number() {
+        let nft = Nft::find(Path::new("sh"), Duration::from_secs(1)).unwrap();
+        let mut pins = Pins { policy: EgressPolicy::default(), nft, known: HashMap::new(), full: false };
+        let (id, start, minute) = (BoxId::from_random([1; 32]), Instant::now(), Duration::from_secs(60));
+        let ip = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(n));
+        let mut open = |wanted: Vec<IpAddr>, at: Instant| {
+            let new = pins.missing(&id, wanted.into_iter().map(|ip| (ip, minute)).collect(), at);
+            pins.known.extend(new.keys().map(|ip| (*ip, at + minute)));
+            new.len()
+        };
+        assert_eq!(open(vec![ip(1), ip(1), ip(2)], start), 2);
+        assert_eq!(open(vec![ip(1)], start + Duration::from_secs(3)), 0, "it is open for long enough");
+        assert_eq!(open(vec![ip(1)], start + Duration::from_secs(30)), 1);
+        assert_eq!(open((0..5000).map(ip).collect(), start + Duration::from_secs(31)), MAX_PINS - 1);
+        assert_eq!(open(vec![ip(9000)], start + Duration::from_secs(32)), 0);
+        assert_eq!(open(vec![ip(9000)], start + Duration::from_secs(600)), 1, "their time is over");
     }
 }
