@@ -24,7 +24,7 @@ use crate::netns::{self, NetnsError};
 use crate::nft::Nft;
 use crate::record::{CniConnection, Connection, Record, RecordError, Records};
 use crate::resolver::host_resolver;
-use crate::status::{self, NetworkStatus};
+use crate::status::{self, NetworkStatus, full};
 use crate::turns::{Turn, Turns};
 
 /// A pod to be connected.
@@ -98,7 +98,7 @@ fn leftovers(errors: &[TeardownError]) -> String {
     match errors {
         [] => String::new(),
         [first, rest @ ..] => {
-            format!(" (and undoing it failed in {} places, first: {first})", rest.len() + 1)
+            format!(" (and undoing it failed in {} places, first: {})", rest.len() + 1, full(first))
         }
     }
 }

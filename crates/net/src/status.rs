@@ -103,7 +103,8 @@ fn remedy(error: &ConfError, config: &NetConfig) -> String {
     }
 }
 
-fn full(error: &dyn std::error::Error) -> String {
+/// An error with its causes.
+pub(crate) fn full(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

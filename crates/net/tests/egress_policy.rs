@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -236,15 +237,12 @@ fn a_connection_outlives_the_pin_that_opened_it_and_no_other_is_made() {
             "nsenter --net={netns} nft delete element netdev a3s_box_egress pinned4 {{ 192.0.2.2 }}"
         ));
         assert!(guest.no_tcp("192.0.2.2:80"));
-        use std::io::{Read, Write};
-        for (from, to) in [(&mut stream, &mut other_end)] {
-            to.set_read_timeout(Some(PATIENCE)).unwrap();
-            from.set_read_timeout(Some(PATIENCE)).unwrap();
-            from.write_all(b"still here").unwrap();
-            to.read_exact(&mut [0; 10]).unwrap();
-            to.write_all(b"so am I").unwrap();
-            from.read_exact(&mut [0; 7]).unwrap();
-        }
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        other_end.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"still here").unwrap();
+        other_end.read_exact(&mut [0; 10]).unwrap();
+        other_end.write_all(b"so am I").unwrap();
+        stream.read_exact(&mut [0; 7]).unwrap();
     });
 }
 

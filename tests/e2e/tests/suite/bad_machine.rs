@@ -15,6 +15,7 @@ use a3s_box_e2e::initramfs::Initramfs;
 use a3s_box_e2e::processes::descriptors;
 use a3s_box_e2e::registry::write_hosts_toml;
 use a3s_box_e2e::sample::busybox;
+use a3s_box_e2e::wait;
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::{Code, Status};
@@ -196,6 +197,15 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
     let new = client.run_pod(&suite.pod("new")?).await.context("the pod, when there is room again")?;
     client.remove_pod(&new).await?;
     drop(no_logs);
+    // Emulated in an emulator, so many lines take their time.
+    wait::until("the container's end", Duration::from_secs(180), || {
+        let (mut client, container) = (client.clone(), container.clone());
+        async move {
+            let status = client.container_status(&container).await?;
+            Ok((status.state() == ContainerState::ContainerExited).then_some(()))
+        }
+    })
+    .await?;
     logged(&config, "main", "the end").await?;
     ensure!(exit_code(&client, &container).await? == 0);
     let lines = log_lines(&config, "main")?;
