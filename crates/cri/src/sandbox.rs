@@ -20,7 +20,7 @@ impl CriService {
         &self,
         request: RunPodSandboxRequest,
     ) -> Result<RunPodSandboxResponse, CriError> {
-        let CriSettings { runtime_handlers, size, cluster_cidrs, .. } = &self.settings;
+        let CriSettings { runtime_handlers, size, cluster_cidrs, .. } = self.settings.as_ref();
         let spec = box_spec(request, runtime_handlers, size, cluster_cidrs)?;
         let id = self.boxes.run_box(spec).await?;
         Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
