@@ -48,6 +48,7 @@ const MODULES: &[&str] = &[
     "nft_nat",
     "nft_masq",
     "nft_fib_inet",
+    "nft_fwd_netdev",
     "xt_MASQUERADE",
     "xt_comment",
     "xt_addrtype",

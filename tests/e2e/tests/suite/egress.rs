@@ -67,7 +67,7 @@ fn question_end(message: &[u8]) -> Option<usize> {
 }
 
 /// What a container gets from a port of a host.
-async fn dial(client: &Client, container: &str, host: &str, port: u16) -> Result<String> {
+async fn dial(client: &mut Client, container: &str, host: &str, port: u16) -> Result<String> {
     let line = format!("nc -w 3 {host} {port} < /dev/null");
     let seen = client.exec(container, &["sh", "-c", &line], 30).await?;
     Ok(String::from_utf8_lossy(&seen.stdout).into_owned())
@@ -81,7 +81,7 @@ pub(crate) async fn a_guest_opens_what_its_policy_says_and_answers_everybody(sui
         let config = with_policy(suite.pod(name)?, policy);
         let pod = client.run_pod(&config).await?;
         let main = launch(&mut client, &pod, suite.script("main", serve), &config).await?;
-        let said = dial(&client, &main, &HOST.to_string(), port).await?;
+        let said = dial(&mut client, &main, &HOST.to_string(), port).await?;
         ensure!((said == "hello\n") == reaches, "{policy}: {said:?}");
         let page = tokio::time::timeout(PATIENCE, page(&mut client, &pod)).await??;
         ensure!(page.ends_with("the page\n"), "{policy}: {page:?}");
@@ -120,9 +120,9 @@ pub(crate) async fn a_name_opens_what_the_guest_is_told_for_it(suite: &Suite) ->
     let pod = client.run_pod(&config).await?;
     let main = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
     let server = name_server().await?;
-    ensure!(dial(&client, &main, &HOST.to_string(), port).await?.is_empty(), "nothing was asked for yet");
-    ensure!(dial(&client, &main, "other.example", port).await?.is_empty(), "a name that is not listed");
-    let said = dial(&client, &main, "agents.example", port).await?;
+    ensure!(dial(&mut client, &main, &HOST.to_string(), port).await?.is_empty(), "nothing was asked for yet");
+    ensure!(dial(&mut client, &main, "other.example", port).await?.is_empty(), "a name that is not listed");
+    let said = dial(&mut client, &main, "agents.example", port).await?;
     ensure!(said == "hello\n", "{said:?}");
     server.abort();
     client.remove_pod(&pod).await?;
