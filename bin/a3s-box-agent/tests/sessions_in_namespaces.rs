@@ -420,13 +420,22 @@ fn users_are_those_of_the_pods_user_namespace() {
         assert!(matches!(other, Err(SessionError::OtherUsers)), "{other:?}");
 
         let script = "cat /proc/self/uid_map; id -u; echo x > /made; ls -nd / /dev /made /bin; \
-            ls -A /work/dir; ls -l /proc/self/ns/user; sleep 1000";
+            ls -A /work/dir; ls -l /proc/self/ns/user; echo x > /said; sleep 1000";
         let mut request = shell("main", script);
         request.process.get_or_insert_default().cwd = "/work/dir".to_owned();
         b.table.create(request).await.unwrap();
         b.table.start("main").await.unwrap();
-        let exec =
-            b.exec("main", "e1", process(&["sh", "-c", "id -u; pwd; echo y > /work/dir/of-root"])).await;
+        let exec = b
+            .exec(
+                "main",
+                "e1",
+                process(&[
+                    "sh",
+                    "-c",
+                    "id -u; pwd; echo y > /work/dir/of-root; until test -e /said; do sleep 0.05; done",
+                ]),
+            )
+            .await;
         assert_eq!((exec.code, exec.stdout.as_str(), exec.stderr.as_str()), (0, "0\n/\n", ""));
         let pid = b.table.session("main").unwrap().live().unwrap().pid.as_raw_pid();
         let outside = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
