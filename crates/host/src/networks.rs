@@ -48,6 +48,7 @@ pub(crate) fn net_config(config: &Config) -> NetConfig {
         conf_template: config.network.conf_template.clone(),
         netns_dir: config.run_dir.join("netns"),
         plugin_timeout: config.network.plugin_timeout,
+        redirect: config.network.redirect,
         ..NetConfig::default()
     }
 }

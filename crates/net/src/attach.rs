@@ -5,7 +5,8 @@
 //!                      eth0 <──u32, mirred :ingress── tap0
 //! ```
 //!
-//! A pod with an egress policy has nftables' `fwd` in place of `mirred`: [`crate::egress`].
+//! A pod with an egress policy has nftables' `fwd` in place of `mirred`: [`crate::egress`]. So have all on a kernel whose
+//! traffic control lacks what it takes.
 //!
 //! Frames are stolen at ingress on both sides, so the namespace's own network stack never sees one, and the guest has the
 //! MAC address, the MTU and the addresses of `eth0`. The addresses also stay on `eth0`: nothing can answer for them
@@ -14,19 +15,22 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use a3s_box_core::network::{Address, Interface};
 use rtnetlink::Handle;
 use thiserror::Error;
 
+use crate::config::Redirect;
 use crate::egress::{DNS_TAP, Egress, EgressError};
 use crate::netlink::{self, Link};
 use crate::netns::{self, NetnsError};
+use crate::nft::{Nft, NftError};
 use crate::turns::Turn;
 use crate::{names, tap, view};
 
-const REDIRECT: &str = "redirect its traffic (this needs the kernel's sch_ingress, cls_u32 and act_mirred)";
+const REDIRECT: &str = "redirect its traffic (this needs the kernel's sch_ingress, cls_u32 and act_mirred; network.redirect = \"nft\" does without)";
 
 /// Why a pod's interface could not be handed to a VM.
 #[derive(Debug, Error)]
@@ -37,6 +41,18 @@ pub enum AttachError {
     /// No netlink socket.
     #[error("cannot talk to the kernel's network configuration")]
     Socket(#[from] io::Error),
+    /// nftables cannot redirect.
+    #[error(
+        "interface {interface:?}: nftables cannot redirect its traffic (this needs the package nftables and the kernel's \
+         nf_tables with NFT_FWD_NETDEV)"
+    )]
+    Nft {
+        /// The interface that was worked on.
+        interface: String,
+        /// Why.
+        #[source]
+        source: NftError,
+    },
     /// The kernel refused a step.
     #[error("interface {interface:?}: cannot {step}")]
     Kernel {
@@ -83,8 +99,15 @@ pub(crate) struct PodInterface {
     pub(crate) addresses: Vec<Address>,
 }
 
-/// Sets up loopback, then taps and redirection for every interface, in the namespace at `netns`. With an egress policy
-/// the redirection is what the policy allows.
+/// What leads frames from interfaces to their taps and back.
+pub(crate) enum Way {
+    /// All frames, by what the node's settings say. nftables' program is looked for when it is needed.
+    Open { redirect: Redirect, nft: PathBuf, nft_limit: Duration },
+    /// What an egress policy allows.
+    Guarded(Egress),
+}
+
+/// Sets up loopback, then taps and redirection for every interface, in the namespace at `netns`.
 ///
 /// What it made when it fails is undone with the namespace.
 pub(crate) async fn attach(
@@ -92,10 +115,10 @@ pub(crate) async fn attach(
     turn: &Turn,
     interfaces: Vec<PodInterface>,
     tap_owner: Option<u32>,
-    egress: Option<Egress>,
+    way: Way,
 ) -> Result<Vec<Interface>, AttachError> {
     let work =
-        move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner, egress).await);
+        move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner, way).await);
     netns::run_inside(netns, turn, work).await?
 }
 
@@ -103,26 +126,65 @@ async fn attach_here(
     handle: &Handle,
     interfaces: Vec<PodInterface>,
     tap_owner: Option<u32>,
-    egress: Option<Egress>,
+    way: Way,
 ) -> Result<Vec<Interface>, AttachError> {
     let lo = find(handle, "lo").await?;
     netlink::up(handle, lo.index).await.map_err(refused("lo", "set it up"))?;
     let mut done = Vec::new();
     for (number, pod) in interfaces.into_iter().enumerate() {
         let (interface, link, end) = attach_one(handle, pod, names::tap(number), tap_owner).await?;
-        if egress.is_none() {
-            netlink::redirect(handle, link, end).await.map_err(refused(&interface.name, REDIRECT))?;
-            netlink::redirect(handle, end, link).await.map_err(refused(&interface.tap, REDIRECT))?;
+        if let Way::Open { redirect, nft, nft_limit } = &way {
+            let by_nft =
+                || Nft::find(nft, *nft_limit)?.run(&forwarding(&interface.name, &interface.tap), None);
+            lead(handle, *redirect, by_nft, &interface, link, end).await?;
         }
         done.push(interface);
     }
-    if let (Some(egress), Some(mtu)) = (egress, done.iter().map(|interface| interface.mtu).max()) {
+    if let (Way::Guarded(egress), Some(mtu)) = (way, done.iter().map(|interface| interface.mtu).max()) {
         if egress.has_names() {
             make_tap(handle, DNS_TAP, mtu, None).await?;
         }
         egress.enforce(&done)?;
     }
     Ok(done)
+}
+
+/// All frames of one interface to its tap and back. `link` and `end` are their indices.
+async fn lead(
+    handle: &Handle,
+    redirect: Redirect,
+    by_nft: impl FnOnce() -> Result<(), NftError>,
+    interface: &Interface,
+    link: u32,
+    end: u32,
+) -> Result<(), AttachError> {
+    let Interface { name, tap, .. } = interface;
+    if redirect != Redirect::Nft {
+        let by_tc = async {
+            netlink::redirect(handle, link, end).await.map_err(refused(name, REDIRECT))?;
+            netlink::redirect(handle, end, link).await.map_err(refused(tap, REDIRECT))
+        };
+        match by_tc.await {
+            Err(AttachError::Kernel { source, .. })
+                if redirect == Redirect::Auto && netlink::is_missing(&source) =>
+            {
+                tracing::debug!(interface = name, %source, "traffic control cannot redirect; nftables does");
+            }
+            other => return other,
+        }
+    }
+    by_nft().map_err(|source| AttachError::Nft { interface: name.clone(), source })
+}
+
+/// The table that does what traffic control's redirection does.
+fn forwarding(name: &str, tap: &str) -> String {
+    format!(
+        "table netdev a3s_box_{tap} {{
+  chain in {{ type filter hook ingress device \"{name}\" priority 0; policy accept; fwd to \"{tap}\"; }}
+  chain out {{ type filter hook ingress device \"{tap}\" priority 0; policy accept; fwd to \"{name}\"; }}
+}}
+"
+    )
 }
 
 /// The interface as the guest sees it, the index of its link and that of its tap.

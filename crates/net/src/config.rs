@@ -30,6 +30,18 @@ pub enum Fallback {
     Local,
 }
 
+/// What leads frames from a pod's interface to its tap and back. Pods with an egress policy always have nftables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// Traffic control; nftables on a kernel whose traffic control lacks what it takes.
+    #[default]
+    Auto,
+    /// Traffic control: sch_ingress, cls_u32 and act_mirred.
+    Tc,
+    /// nftables: nf_tables with NFT_FWD_NETDEV.
+    Nft,
+}
+
 /// Settings of the network adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
@@ -60,6 +72,8 @@ pub struct NetConfig {
     pub netns_dir: PathBuf,
     /// How long one plugin may take for one command before its process group is killed.
     pub plugin_timeout: Duration,
+    /// What leads frames from a pod's interface to its tap and back.
+    pub redirect: Redirect,
     /// The user that may open the taps without `CAP_NET_ADMIN`; without one only a privileged VMM can.
     pub tap_owner: Option<u32>,
 }
@@ -78,6 +92,7 @@ impl Default for NetConfig {
             gc_lock: "/run/a3s-box/cni.lock".into(),
             netns_dir: "/run/a3s-box/netns".into(),
             plugin_timeout: Duration::from_secs(60),
+            redirect: Redirect::Auto,
             tap_owner: None,
         }
     }

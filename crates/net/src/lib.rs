@@ -40,7 +40,7 @@ mod view;
 
 pub use assign::AssignError;
 pub use attach::AttachError;
-pub use config::{Fallback, NetConfig, NetMode};
+pub use config::{Fallback, NetConfig, NetMode, Redirect};
 pub use egress::EgressError;
 pub use local::{LocalConfig, LocalError, Subnet};
 pub use nft::NftError;

@@ -189,6 +189,11 @@ fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(e) if e.raw_code() == -(errno as i32))
 }
 
+/// Whether the kernel was built without what it was asked for, or cannot load it.
+pub(crate) fn is_missing(error: &rtnetlink::Error) -> bool {
+    is(error, Errno::ENOENT) || is(error, Errno::EOPNOTSUPP)
+}
+
 fn unless(fine: Errno, outcome: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match outcome {
         Err(error) if is(&error, fine) => Ok(()),

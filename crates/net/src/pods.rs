@@ -11,7 +11,7 @@ use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping
 use thiserror::Error;
 
 use crate::assign;
-use crate::attach::{self, AttachError, PodInterface};
+use crate::attach::{self, AttachError, PodInterface, Way};
 use crate::cni::request::Offer;
 use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
@@ -266,9 +266,14 @@ impl PodNetworking {
         let mut record = Record::intent(netns.clone(), connection);
         // Without an interface there is nothing to keep a pod from.
         record.egress = request.egress.clone().filter(|_| record.connection.is_some());
-        let egress = match record.egress.clone() {
-            Some(policy) => Some(Egress::new(policy, request.dns.as_ref().or(dns.as_ref()), self.nft()?)?),
-            None => None,
+        let way = match record.egress.clone() {
+            Some(policy) => {
+                Way::Guarded(Egress::new(policy, request.dns.as_ref().or(dns.as_ref()), self.nft()?)?)
+            }
+            None => {
+                let LocalConfig { nft, nft_limit, .. } = self.config.local.clone();
+                Way::Open { redirect: self.config.redirect, nft, nft_limit }
+            }
         };
         self.records.write(id, &record, turn).await?;
         netns::create(&netns, turn).await?;
@@ -287,7 +292,7 @@ impl PodNetworking {
         };
         // Without this a crash during the next step would make DEL do without ADD's result.
         self.records.write(id, &record, turn).await?;
-        let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner, egress).await?;
+        let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner, way).await?;
         if let Some(policy) = record.egress.clone() {
             self.watchers.start(id, &netns, turn, policy, self.nft()?).await?;
         }

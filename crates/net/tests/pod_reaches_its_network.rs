@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::network::{Address, Interface, Route};
 use a3s_box_core::spec::{NetworkMode, PortMapping, PortProtocol};
-use a3s_box_net::{NetMode, TeardownRequest, tap};
+use a3s_box_net::{NetMode, Redirect, TeardownRequest, tap};
 use futures::future::join_all;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 
-use common::{box_id, on_a_node, request, run};
+use common::{box_id, chain, on_a_node, request, run};
 
 const VNET_HEADER: usize = 10;
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -162,6 +162,34 @@ fn a_guest_on_the_tap_talks_to_the_bridge_and_leaves_no_trace() {
         assert_eq!(node.inventory(), before);
         let errors = networking.teardown(TeardownRequest::of(box_id(1))).await;
         assert!(errors.is_empty(), "a second teardown finds nothing to do: {errors:?}");
+    });
+}
+
+#[test]
+fn nftables_can_redirect_in_the_place_of_traffic_control() {
+    on_a_node(async |mut node| {
+        node.bridge_network("1.0.0", "", "");
+        node.site.config.redirect = Redirect::Nft;
+        let networking = node.site.networking();
+        let (a, b) = tokio::join!(networking.setup(request(1)), networking.setup(request(2)));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        let filters = run(&format!("nsenter --net={} tc filter show dev eth0 ingress", a.netns.display()));
+        assert_eq!(filters.trim(), "", "traffic control is not used");
+        let mut guests = [&a, &b].map(|pod| Guest::boot(&pod.netns, &pod.interfaces[0]));
+        let gateway = Ipv4Addr::new(10, 88, 7, 1);
+        let bridge = guests[0].arp(gateway).expect("the bridge answers ARP");
+        assert_eq!(guests[0].ping(bridge, gateway, 1400).expect("the bridge answers ping").len(), 1400);
+        let (to, ip) = (guests[1].mac, guests[1].ip);
+        guests[0].send(to, 0x88b5, b"hello");
+        let hello = guests[1].receive(|f| (f[12..14] == [0x88, 0xb5]).then(|| f[14..19].to_vec()));
+        assert_eq!(hello, Some(b"hello".to_vec()), "every protocol passes");
+        assert_eq!(guests[0].arp(ip), None, "nobody answers in the guest's place");
+
+        // Without nft a pod fails and says what is missing.
+        node.site.config.local.nft = "/no/such/nft".into();
+        let error = node.site.networking().setup(request(3)).await.unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains("/no/such/nft") && text.contains("package nftables"), "{text}");
     });
 }
 

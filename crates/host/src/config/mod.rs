@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use a3s_box_core::egress::Cidr;
 use a3s_box_core::spec::BoxSize;
-use a3s_box_net::{LocalConfig, Subnet};
+use a3s_box_net::{LocalConfig, Redirect, Subnet};
 
 pub use flags::ConfigFlags;
 pub use value::{parse_duration, parse_size};
@@ -146,6 +146,8 @@ pub struct NetworkConfig {
     pub bin_dirs: Vec<PathBuf>,
     /// How long one plugin may take.
     pub plugin_timeout: Duration,
+    /// What leads frames between pods' interfaces and their taps.
+    pub redirect: Redirect,
 }
 
 /// Who connects pods.
@@ -346,6 +348,7 @@ impl Default for Config {
                 conf_template: None,
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
                 plugin_timeout: Duration::from_secs(60),
+                redirect: Redirect::Auto,
             },
             images: ImagesConfig {
                 certs_dirs: ["/etc/a3s-box/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]

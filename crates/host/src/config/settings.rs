@@ -3,7 +3,7 @@
 use toml::de::DeValue;
 
 use a3s_box_core::egress::Cidr;
-use a3s_box_net::Subnet;
+use a3s_box_net::{Redirect, Subnet};
 
 use super::value::{
     as_bytes, as_duration, as_number, as_path, as_paths, as_text, as_texts, show_bytes, show_duration,
@@ -268,6 +268,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |c| show_duration(c.network.plugin_timeout),
     },
     Setting {
+        key: "network.redirect",
+        help: "What leads frames between a pod's interface and its tap: \"tc\", traffic control, \"nft\", nftables, or \"auto\", nftables on\na kernel whose traffic control lacks what it takes.",
+        expected: "\"auto\", \"tc\" or \"nft\"",
+        variable: None,
+        set: |c, v| put(&mut c.network.redirect, one_of(v, REDIRECTS)),
+        show: |c| show_text(name_of(REDIRECTS, c.network.redirect)),
+    },
+    Setting {
         key: "images.certs_dirs",
         help: "Directories with HOST/hosts.toml, as containerd's users know them, in the order of search.",
         expected: PATHS,
@@ -384,6 +392,8 @@ const NETWORKS: &[(&str, NetworkMode)] =
     &[("cni", NetworkMode::Cni), ("local", NetworkMode::Local), ("none", NetworkMode::None)];
 const FALLBACKS: &[(&str, NetworkFallback)] =
     &[("none", NetworkFallback::None), ("local", NetworkFallback::Local)];
+const REDIRECTS: &[(&str, Redirect)] =
+    &[("auto", Redirect::Auto), ("tc", Redirect::Tc), ("nft", Redirect::Nft)];
 const DRIVERS: &[(&str, CgroupDriver)] =
     &[("cgroupfs", CgroupDriver::Cgroupfs), ("systemd", CgroupDriver::Systemd)];
 

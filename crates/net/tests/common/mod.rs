@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use a3s_box_core::BoxId;
 use a3s_box_core::spec::{NetworkMode, PodIdentity};
-use a3s_box_net::{Fallback, LocalConfig, NetConfig, NetMode, PodNetworking, SetupRequest};
+use a3s_box_net::{Fallback, LocalConfig, NetConfig, NetMode, PodNetworking, Redirect, SetupRequest};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
@@ -50,6 +50,7 @@ impl Site {
             gc_lock: at("cni.lock"),
             netns_dir: at("netns"),
             plugin_timeout: Duration::from_secs(20),
+            redirect: Redirect::Auto,
             tap_owner: None,
         };
         Self { dir, config }
