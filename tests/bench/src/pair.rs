@@ -16,8 +16,8 @@ use serde_json::json;
 use crate::containerd::Containerd;
 use crate::pod::Pod;
 
-/// Where containerd's shims have their sockets, whatever its configuration says.
-const CONTAINERD_STATE: &str = "/run/containerd";
+/// Where containerd's shims have their sockets, and its CNI library its results, whatever the configuration says.
+const CONTAINERD_STATE: [&str; 2] = ["/run/containerd", "/var/lib/cni"];
 
 /// What both run.
 #[derive(clap::Args)]
@@ -41,7 +41,8 @@ pub(crate) struct Pair {
     pub(crate) ours: Pod,
     /// Left out, and said so, where it cannot run pods.
     pub(crate) peer: Option<Peer>,
-    had_containerd: bool,
+    /// Folders that containerd makes, of those that were not there.
+    foreign: Vec<&'static str>,
     /// Ends with it.
     _registry: Registry,
 }
@@ -60,7 +61,7 @@ impl Pair {
         };
         write_hosts_toml(&settings.certs_dir(), &registry.host())?;
         let (daemon, mut client) = Daemon::start(&layout, &settings).await?;
-        let had_containerd = Path::new(CONTAINERD_STATE).exists();
+        let foreign = CONTAINERD_STATE.into_iter().filter(|folder| !Path::new(folder).exists()).collect();
         let started = async {
             client.pull(&reference).await.context("pulling")?;
             Pod::start("a3s-box", client.clone(), &reference, &settings.logs(), "bench", false).await
@@ -83,7 +84,7 @@ impl Pair {
             }
         };
         let state = settings.state;
-        Ok(Self { daemon, client, reference, state, ours, peer, had_containerd, _registry: registry })
+        Ok(Self { daemon, client, reference, state, ours, peer, foreign, _registry: registry })
     }
 
     /// Removes everything; the outcome of what was measured, with the daemon's last words if it failed.
@@ -91,8 +92,8 @@ impl Pair {
         if let Some(peer) = self.peer {
             peer.stop().await?;
         }
-        if !self.had_containerd && Path::new(CONTAINERD_STATE).exists() {
-            fs::remove_dir_all(CONTAINERD_STATE).context("removing containerd's sockets")?;
+        for folder in self.foreign.into_iter().filter(|folder| Path::new(folder).exists()) {
+            fs::remove_dir_all(folder).with_context(|| format!("removing containerd's {folder}"))?;
         }
         remove_cgroups()?;
         self.client.remove_everything().await.context("removing the pods")?;
