@@ -425,17 +425,8 @@ fn users_are_those_of_the_pods_user_namespace() {
         request.process.get_or_insert_default().cwd = "/work/dir".to_owned();
         b.table.create(request).await.unwrap();
         b.table.start("main").await.unwrap();
-        let exec = b
-            .exec(
-                "main",
-                "e1",
-                process(&[
-                    "sh",
-                    "-c",
-                    "id -u; pwd; echo y > /work/dir/of-root; until test -e /said; do sleep 0.05; done",
-                ]),
-            )
-            .await;
+        let script = "id -u; pwd; echo y > /work/dir/of-root; until test -e /said; do sleep 0.05; done";
+        let exec = b.exec("main", "e1", process(&["sh", "-c", script])).await;
         assert_eq!((exec.code, exec.stdout.as_str(), exec.stderr.as_str()), (0, "0\n/\n", ""));
         let pid = b.table.session("main").unwrap().live().unwrap().pid.as_raw_pid();
         let outside = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -1,10 +1,13 @@
 //! What a pod's network is, once it is set up: the result of the network adapter and what the
 //! guest is told of it.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::spec::DnsSpec;
 
@@ -15,6 +18,29 @@ pub struct Address {
     pub ip: IpAddr,
     /// Bits of the network part.
     pub prefix: u8,
+}
+
+/// A text that is no address with a prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("it is no IP address with a prefix length, such as 10.0.0.7/24 or fd00::7/64")]
+pub struct NoAddress;
+
+impl FromStr for Address {
+    type Err = NoAddress;
+
+    fn from_str(text: &str) -> Result<Self, NoAddress> {
+        let (ip, prefix) = text.split_once('/').ok_or(NoAddress)?;
+        let ip: IpAddr = ip.parse().map_err(|_| NoAddress)?;
+        let prefix: u8 = prefix.parse().map_err(|_| NoAddress)?;
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        if prefix > longest { Err(NoAddress) } else { Ok(Self { ip, prefix }) }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
 }
 
 /// A route of the guest.

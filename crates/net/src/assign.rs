@@ -72,7 +72,7 @@ impl PodNetworking {
     /// Puts the node's addresses to use, each time the cluster tells them.
     pub async fn assign_pod_cidrs(&self, cidrs: &[Address]) -> Result<(), AssignError> {
         let config = self.config.clone();
-        let ranges: Vec<String> = cidrs.iter().map(|cidr| format!("{}/{}", cidr.ip, cidr.prefix)).collect();
+        let ranges: Vec<String> = cidrs.iter().map(Address::to_string).collect();
         let values = Values { routes: default_routes(cidrs), ranges };
         let path = config.cache_dir.join(ASSIGNED);
         let joined = tokio::task::spawn_blocking(move || assign(&config, &values)).await;

@@ -266,9 +266,13 @@ impl PodNetworking {
         let mut record = Record::intent(netns.clone(), connection);
         // Without an interface there is nothing to keep a pod from.
         record.egress = request.egress.clone().filter(|_| record.connection.is_some());
-        let way = match record.egress.clone() {
-            Some(policy) => {
-                Way::Guarded(Egress::new(policy, request.dns.as_ref().or(dns.as_ref()), self.nft()?)?)
+        let guard = match record.egress.clone() {
+            Some(policy) => Some((policy, self.nft()?)),
+            None => None,
+        };
+        let way = match guard.clone() {
+            Some((policy, nft)) => {
+                Way::Guarded(Egress::new(policy, request.dns.as_ref().or(dns.as_ref()), nft)?)
             }
             None => {
                 let LocalConfig { nft, nft_limit, .. } = self.config.local.clone();
@@ -293,8 +297,8 @@ impl PodNetworking {
         // Without this a crash during the next step would make DEL do without ADD's result.
         self.records.write(id, &record, turn).await?;
         let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner, way).await?;
-        if let Some(policy) = record.egress.clone() {
-            self.watchers.start(id, &netns, turn, policy, self.nft()?).await?;
+        if let Some((policy, nft)) = guard {
+            self.watchers.start(id, &netns, turn, policy, nft).await?;
         }
         let network = PodNetwork { netns, interfaces, dns };
         record.network = Some(network.clone());
@@ -314,12 +318,13 @@ impl PodNetworking {
                     other => other?,
                 };
                 exec::find_all(&list, &self.config.bin_dirs)?;
+                let ranges = if list.wants("ipRanges") { assign::assigned(&self.config) } else { Vec::new() };
                 let offer = Offer {
                     port_mappings: &request.port_mappings,
                     dns: request.dns.as_ref(),
                     annotations: &request.annotations,
                     cgroup_path: request.cgroup_parent.as_deref(),
-                    ip_ranges: &assign::assigned(&self.config),
+                    ip_ranges: &ranges,
                 };
                 let attachment =
                     Attachment::new(&request.box_id, netns.to_owned(), &request.identity, offer)?;

@@ -56,8 +56,7 @@ mod tests {
     use super::*;
 
     fn net(text: &str) -> Address {
-        let (ip, prefix) = text.split_once('/').unwrap();
-        Address { ip: ip.parse().unwrap(), prefix: prefix.parse().unwrap() }
+        text.parse().unwrap()
     }
 
     fn kernel(destination: &str, gateway: Option<&str>, origin: Origin) -> KernelRoute {

@@ -128,13 +128,18 @@ fn collect(networking: &PodNetworking) -> tokio::task::JoinHandle<Result<(), GcE
     tokio::spawn(async move { networking.collect_garbage().await })
 }
 
+/// A network that knows GC, with a plugin that is stuck at this command until `bin/noting.go` is there.
+fn stuck_network(node: &Node, command: &str) {
+    network(node, "1.1.0", "");
+    node.site.plugin("bridge", BRIDGE);
+    node.site.plugin("noting", STUCK);
+    fs::write(node.site.path("bin/noting.stuck_at"), command).unwrap();
+}
+
 #[test]
 fn a_teardown_that_is_stuck_holds_up_the_collection_and_no_other_pod() {
     on_a_node(async |node| {
-        network(&node, "1.1.0", "");
-        node.site.plugin("bridge", BRIDGE);
-        node.site.plugin("noting", STUCK);
-        fs::write(node.site.path("bin/noting.stuck_at"), "DEL").unwrap();
+        stuck_network(&node, "DEL");
         let networking = node.site.networking();
         networking.setup(request(1)).await.unwrap();
         let stuck = {
@@ -160,10 +165,7 @@ fn a_teardown_that_is_stuck_holds_up_the_collection_and_no_other_pod() {
 #[test]
 fn pods_wait_while_a_collection_runs_also_those_of_another_instance() {
     on_a_node(async |node| {
-        network(&node, "1.1.0", "");
-        node.site.plugin("bridge", BRIDGE);
-        node.site.plugin("noting", STUCK);
-        fs::write(node.site.path("bin/noting.stuck_at"), "GC").unwrap();
+        stuck_network(&node, "GC");
         let collecting = collect(&node.site.networking());
         until_called(&node.site, "GC noting").await;
         let other = node.site.networking();

@@ -123,8 +123,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 fn address(text: &str) -> Address {
-    let (ip, prefix) = text.split_once('/').unwrap();
-    Address { ip: ip.parse().unwrap(), prefix: prefix.parse().unwrap() }
+    text.parse().unwrap()
 }
 
 fn via(destination: &str, gateway: &str) -> Route {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use a3s_box_core::bandwidth::Bandwidth;
 use a3s_box_core::egress::{self, Cidr, EgressPolicy};
-use a3s_box_core::network::Address;
+use a3s_box_core::network::{Address, NoAddress};
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping, PortProtocol};
 
 use super::resources::{SizePolicy, box_size};
@@ -155,12 +155,7 @@ pub fn pod_cidrs(request: proto::UpdateRuntimeConfigRequest) -> Result<Vec<Addre
 }
 
 fn pod_cidr(text: &str) -> Result<Address, InvalidRequest> {
-    let parsed = text.split_once('/').and_then(|(ip, prefix)| {
-        let ip: IpAddr = ip.parse().ok()?;
-        let prefix: u8 = prefix.parse().ok()?;
-        (prefix <= if ip.is_ipv4() { 32 } else { 128 }).then_some(Address { ip, prefix })
-    });
-    parsed.ok_or_else(|| {
+    text.parse().map_err(|NoAddress| {
         let shown: String = text.chars().take(80).collect();
         let problem = format!("{shown:?} is no network such as \"10.244.1.0/24\" or \"fd00:10:244:1::/64\"");
         InvalidRequest::new("runtime_config.network_config.pod_cidr", problem)
@@ -332,7 +327,7 @@ mod tests {
         };
         let shown = |text: &str| {
             let cidrs = read(text).unwrap();
-            cidrs.iter().map(|cidr| format!("{}/{}", cidr.ip, cidr.prefix)).collect::<Vec<_>>()
+            cidrs.iter().map(Address::to_string).collect::<Vec<_>>()
         };
         assert_eq!(shown("10.1.0.0/24, fd00::/64"), ["10.1.0.0/24", "fd00::/64"]);
         assert_eq!(shown(""), [""; 0]);

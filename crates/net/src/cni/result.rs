@@ -6,7 +6,7 @@
 
 use std::net::{AddrParseError, IpAddr};
 
-use a3s_box_core::network::Address;
+use a3s_box_core::network::{Address, NoAddress};
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
@@ -186,12 +186,7 @@ fn address(wire: WireAddress, interfaces: usize) -> Result<CniAddress, ResultErr
 
 /// `10.0.0.7/24`
 fn network(text: &str) -> Result<Address, ResultError> {
-    let bad = || ResultError::Network { text: text.chars().take(80).collect() };
-    let (ip, prefix) = text.split_once('/').ok_or_else(bad)?;
-    let ip: IpAddr = ip.parse().map_err(|_| bad())?;
-    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
-    let longest = if ip.is_ipv4() { 32 } else { 128 };
-    if prefix > longest { Err(bad()) } else { Ok(Address { ip, prefix }) }
+    text.parse().map_err(|NoAddress| ResultError::Network { text: text.chars().take(80).collect() })
 }
 
 #[cfg(test)]
@@ -246,7 +241,7 @@ mod tests {
             let v6 = groups.into_iter().map(|(ip, prefix)| Address { ip: ip.into(), prefix });
             let expected: Vec<Address> = v4.chain(v6).collect();
             let ips: Vec<Value> =
-                expected.iter().map(|a| json!({ "address": format!("{}/{}", a.ip, a.prefix) })).collect();
+                expected.iter().map(|a| json!({ "address": a.to_string() })).collect();
             let mut result = CniResult::from_value(json!({ "ips": ips })).unwrap();
             for version in [Version::V0_3_1, Version::V1_1_0, Version::V0_4_0] {
                 result = CniResult::from_value(result.for_next(version)).unwrap();

@@ -149,15 +149,17 @@ impl Pins {
         if self.known.len() + new.len() > MAX_PINS {
             self.known.retain(|_, until| *until > now);
         }
-        let room = MAX_PINS.saturating_sub(self.known.len());
-        let mut left = room;
-        let before = new.len();
+        let mut room = MAX_PINS.saturating_sub(self.known.len());
+        let mut full = false;
         new.retain(|ip, _| {
-            let fits = self.known.contains_key(ip) || left > 0;
-            left = left.saturating_sub(usize::from(!self.known.contains_key(ip)));
+            if self.known.contains_key(ip) {
+                return true;
+            }
+            let fits = room > 0;
+            room = room.saturating_sub(1);
+            full |= !fits;
             fits
         });
-        let full = new.len() < before;
         if full && !self.full {
             tracing::warn!(%id, most = MAX_PINS, "a pod has looked up so many addresses that further ones stay closed to it");
         }

@@ -36,7 +36,7 @@ pub(super) async fn refuse_overlap(
     for (subnet, setting) in subnets {
         let clash = routes.iter().find(|claim| claim.link != ours && subnet.collides_with(claim.destination));
         if let Some(claim) = clash {
-            let route = format!("{}/{}", claim.destination.ip, claim.destination.prefix);
+            let route = claim.destination.to_string();
             return Err(LocalError::Overlap { subnet, route, setting });
         }
     }

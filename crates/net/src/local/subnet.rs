@@ -51,9 +51,7 @@ impl FromStr for Subnet {
 
 /// An address with host bits is refused, not rounded: one of the two numbers is a slip.
 fn read(text: &str) -> Option<Subnet> {
-    let (network, prefix) = text.split_once('/')?;
-    let network: IpAddr = network.parse().ok()?;
-    let prefix: u8 = prefix.parse().ok()?;
+    let Address { ip: network, prefix } = text.parse().ok()?;
     let longest = if network.is_ipv4() { LONGEST_V4 } else { LONGEST_V6 };
     let special = network.is_loopback() || network.is_multicast() || network.is_unspecified();
     let whole = bits(network) & host_mask(network, prefix) == 0;
@@ -146,8 +144,7 @@ mod tests {
     }
 
     fn address(text: &str) -> Address {
-        let (ip, prefix) = text.split_once('/').unwrap();
-        Address { ip: ip.parse().unwrap(), prefix: prefix.parse().unwrap() }
+        text.parse().unwrap()
     }
 
     #[test]
