@@ -7,16 +7,16 @@
 //! ```
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use a3s_box_e2e::processes::printed;
+use anyhow::{Context, Result};
 
 use crate::pair::{Pair, Programs};
-use crate::pod::{Pod, said};
+use crate::pod::{Direction, Pod, said};
 use crate::samples::Samples;
 
 const PORT: u16 = 7100;
@@ -26,7 +26,6 @@ const GATEWAY: &str = "10.213.80.1";
 const TAP: &str = "a3s-bench-tap";
 /// A silence that means that bytes were lost.
 const SILENCE: Duration = Duration::from_secs(60);
-const PIECE: usize = 64 * 1024;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -41,6 +40,14 @@ pub(crate) struct Options {
     /// Requests that are answered in each.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     requests: u64,
+}
+
+impl Options {
+    /// For each of [`MEASURES`] the order, its bytes, and how often it is given.
+    fn orders(&self) -> [(Direction, u64, u64); MEASURES.len()] {
+        let bytes = self.mib << 20;
+        [(Direction::Out, bytes, 1), (Direction::In, bytes, 1), (Direction::Out, 1, self.requests)]
+    }
 }
 
 /// What is measured of a pod: out of it, into it, and requests of one byte that are answered with one.
@@ -64,18 +71,15 @@ impl Server {
 
     /// One run of [`MEASURES`], asked for by this machine.
     fn round(&self, options: &Options, into: &mut Measured) -> Result<()> {
-        let bytes = options.mib << 20;
         let to = SocketAddr::from((self.address, PORT));
         let mut connection = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
         connection.set_nodelay(true)?;
         connection.set_read_timeout(Some(SILENCE))?;
         connection.set_write_timeout(Some(SILENCE))?;
-        for (samples, (letter, count, turns)) in
-            into.iter_mut().zip([(b's', bytes, 1), (b'r', bytes, 1), (b's', 1, options.requests)])
-        {
+        for (samples, (direction, count, turns)) in into.iter_mut().zip(options.orders()) {
             let started = Instant::now();
             for _ in 0..turns {
-                order(&mut connection, letter, count)?;
+                direction.run(&mut connection, count)?;
             }
             samples.push(started.elapsed());
         }
@@ -84,39 +88,15 @@ impl Server {
 
     /// The same, asked for by another pod.
     async fn round_from(&self, other: &mut Server, options: &Options, into: &mut Measured) -> Result<()> {
-        let bytes = options.mib << 20;
-        for (samples, (letter, count, turns)) in
-            into.iter_mut().zip([("s", bytes, 1), ("r", bytes, 1), ("s", 1, options.requests)])
-        {
-            let address = format!("{}:{PORT}", self.address);
+        let address = format!("{}:{PORT}", self.address);
+        for (samples, (direction, count, turns)) in into.iter_mut().zip(options.orders()) {
             let (count, turns) = (count.to_string(), turns.to_string());
-            let took = other.pod.output(&["/pump", "ask", &address, letter, &count, &turns]).await?;
+            let command = ["/pump", "ask", &address, direction.letter(), &count, &turns];
+            let took = other.pod.output(&command).await?;
             samples.push(Duration::from_micros(took.trim().parse().context("pump's time")?));
         }
         Ok(())
     }
-}
-
-fn order(connection: &mut TcpStream, letter: u8, count: u64) -> Result<()> {
-    connection.write_all(&[&[letter][..], &count.to_be_bytes()].concat())?;
-    let mut buffer = vec![b'x'; 256 * 1024];
-    let mut answer = count;
-    if letter == b'r' {
-        let mut left = count;
-        while left > 0 {
-            let now = left.min(PIECE as u64);
-            connection.write_all(&buffer[..now as usize])?;
-            left -= now;
-        }
-        answer = 1;
-    }
-    while answer > 0 {
-        let room = answer.min(buffer.len() as u64) as usize;
-        let count = connection.read(&mut buffer[..room]).context("reading the pod's answer")?;
-        ensure!(count > 0, "the pod's answer ended with {answer} bytes missing");
-        answer -= count as u64;
-    }
-    Ok(())
 }
 
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
@@ -205,7 +185,7 @@ fn on_a_plain_tap(state: &Path, pod: &str, address: Ipv4Addr) -> Result<()> {
     let mac = fs::read_to_string(format!("/sys/class/net/{veth}/address"))?;
     let netns = format!("--net={}/run/netns/a3s-{pod}", state.display());
     let pid = std::process::id().to_string();
-    program("nsenter", &[&netns, "ip", "link", "set", "tap0", "name", TAP, "netns", &pid])?;
+    printed(Command::new("nsenter").args([&netns, "ip", "link", "set", "tap0", "name", TAP, "netns", &pid]))?;
     ip(&["link", "set", TAP, "address", mac.trim()])?;
     ip(&["addr", "add", &format!("{GATEWAY}/32"), "dev", TAP])?;
     ip(&["link", "set", TAP, "up"])?;
@@ -214,13 +194,5 @@ fn on_a_plain_tap(state: &Path, pod: &str, address: Ipv4Addr) -> Result<()> {
 }
 
 fn ip(arguments: &[&str]) -> Result<String> {
-    program("ip", arguments)
-}
-
-/// What it prints.
-fn program(name: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(name).args(arguments).output().with_context(|| format!("starting {name}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name} {arguments:?} ended with {}: {said}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    printed(Command::new("ip").args(arguments))
 }

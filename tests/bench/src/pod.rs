@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use a3s_box_cri::proto::{
     ContainerConfig, ContainerMetadata, ContainerState, ExecRequest, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortForwardRequest,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortForwardRequest,
 };
 use a3s_box_e2e::client::{Client, image};
 use a3s_box_e2e::streams::{all, forward, kind, spdy};
@@ -22,6 +22,9 @@ use tokio::task::JoinSet;
 
 /// Bytes that the client reads or writes at once.
 const PIECE: usize = 64 * 1024;
+
+/// Bytes of an answer that are read at once.
+const BUFFER: u64 = 256 * 1024;
 
 /// Containers of each of the pods that a list is filled with.
 const CROWD: usize = 100;
@@ -41,12 +44,39 @@ pub(crate) enum Direction {
 impl Direction {
     /// The order that pump obeys.
     pub(crate) fn order(self, bytes: u64) -> Vec<u8> {
-        let letter = match self {
-            Self::Out => b's',
-            Self::PipedOut => b'p',
-            Self::In => b'r',
+        [self.letter().as_bytes(), &bytes.to_be_bytes()].concat()
+    }
+
+    /// The order's first byte.
+    pub(crate) fn letter(self) -> &'static str {
+        match self {
+            Self::Out => "s",
+            Self::PipedOut => "p",
+            Self::In => "r",
+        }
+    }
+
+    /// Gives the order on a connection and moves the bytes, to the last one of the answer.
+    pub(crate) fn run(self, connection: &mut (impl Read + Write), bytes: u64) -> Result<()> {
+        connection.write_all(&self.order(bytes))?;
+        let mut missing = match self {
+            Self::Out | Self::PipedOut => bytes,
+            Self::In => {
+                let piece = vec![b'x'; PIECE];
+                for _ in 0..bytes / PIECE as u64 {
+                    connection.write_all(&piece)?;
+                }
+                1
+            }
         };
-        [&[letter][..], &bytes.to_be_bytes()].concat()
+        let mut buffer = vec![0; missing.min(BUFFER) as usize];
+        while missing > 0 {
+            let room = missing.min(BUFFER) as usize;
+            let count = connection.read(&mut buffer[..room]).context("reading the answer")?;
+            ensure!(count > 0, "the answer ended with {missing} bytes missing");
+            missing -= count as u64;
+        }
+        Ok(())
     }
 }
 
@@ -129,9 +159,7 @@ impl Pod {
 
     /// The pod's IPv4 address.
     pub(crate) async fn address(&mut self) -> Result<Ipv4Addr> {
-        let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
-        let status = self.client.runtime.pod_sandbox_status(request).await?.into_inner();
-        let network = status.status.and_then(|status| status.network).context("a network status")?;
+        let network = self.client.pod_status(&self.id).await?.network.context("a network status")?;
         network.ip.parse().with_context(|| format!("address {:?}", network.ip))
     }
 

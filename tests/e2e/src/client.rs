@@ -8,9 +8,9 @@ use a3s_box_cri::proto::runtime_service_client::RuntimeServiceClient;
 use a3s_box_cri::proto::{
     ContainerConfig, ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest,
     ExecSyncResponse, ImageSpec, ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig,
-    PullImageRequest, RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StatusResponse, StopContainerRequest,
-    StopPodSandboxRequest, VersionRequest, VersionResponse,
+    PodSandboxStatus, PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest, StatusResponse,
+    StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use anyhow::{Context, Result};
 use tonic::transport::{Channel, Endpoint};
@@ -144,6 +144,13 @@ impl Client {
         let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         let answer = self.runtime.container_status(limited(request)).await?.into_inner();
         answer.status.ok_or_else(|| Status::internal("ContainerStatus answered without a status"))
+    }
+
+    /// PodSandboxStatus.
+    pub async fn pod_status(&mut self, id: &str) -> Result<PodSandboxStatus, Status> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        let answer = self.runtime.pod_sandbox_status(limited(request)).await?.into_inner();
+        answer.status.ok_or_else(|| Status::internal("PodSandboxStatus answered without a status"))
     }
 
     /// Ids of all containers.

@@ -1,8 +1,17 @@
-//! What a process holds, from /proc.
+//! What a process holds, from /proc, and what it prints.
 
 use std::fs;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+/// Runs a program that must succeed; its standard output without the space around it.
+pub fn printed(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
 
 /// A figure of /proc/PID/status in KiB.
 pub fn memory(pid: u32, field: &str) -> Result<u64> {

@@ -16,11 +16,6 @@ use crate::pod::{Direction, Pod, said};
 /// That of agent images; none runs here.
 const PORT: u32 = 4088;
 
-const BUFFER: usize = 256 * 1024;
-
-/// What QEMU's helper takes in one write that the guest gets in pieces of its own.
-const PIECE: usize = 64 * 1024;
-
 /// A silence that means that bytes were lost.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -53,28 +48,7 @@ impl Vsock {
     /// From the order to its last byte.
     pub(crate) fn run(&mut self, direction: Direction, bytes: u64) -> Result<Duration> {
         let started = Instant::now();
-        self.0.write_all(&direction.order(bytes))?;
-        match direction {
-            Direction::Out | Direction::PipedOut => self.take(bytes)?,
-            Direction::In => {
-                let piece = vec![b'x'; PIECE];
-                for _ in 0..bytes / PIECE as u64 {
-                    self.0.write_all(&piece).context("writing to the raw vsock")?;
-                }
-                self.take(1)?;
-            }
-        }
+        direction.run(&mut self.0, bytes).context("the raw vsock")?;
         Ok(started.elapsed())
-    }
-
-    fn take(&mut self, mut bytes: u64) -> Result<()> {
-        let mut buffer = vec![0; BUFFER];
-        while bytes > 0 {
-            let room = bytes.min(BUFFER as u64) as usize;
-            let count = self.0.read(&mut buffer[..room]).context("reading the raw vsock")?;
-            ensure!(count > 0, "the raw vsock ended with {bytes} bytes missing");
-            bytes -= count as u64;
-        }
-        Ok(())
     }
 }

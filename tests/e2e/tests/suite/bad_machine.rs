@@ -12,7 +12,7 @@ use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::image::{Encoding, Image, Layer};
 use a3s_box_e2e::initramfs::Initramfs;
-use a3s_box_e2e::processes::descriptors;
+use a3s_box_e2e::processes::{descriptors, printed};
 use a3s_box_e2e::registry::write_hosts_toml;
 use a3s_box_e2e::sample::busybox;
 use a3s_box_e2e::wait;
@@ -36,6 +36,7 @@ pub(crate) async fn broken(
         subnet: "10.213.80.0/24".to_owned(),
         extra: extra.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
     };
+    write_hosts_toml(&settings.certs_dir(), &suite.registry().host())?;
     Daemon::start(suite.layout(), &settings).await
 }
 
@@ -90,7 +91,7 @@ impl SmallDisk {
         let image = at.with_extension("img");
         fs::File::create(&image)?.set_len(mebibytes << 20)?;
         // Room that is root's only would hide that a disk is full.
-        program(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        printed(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
         mount_file(&image, &at)?;
         Ok(Self(at))
     }
@@ -105,19 +106,11 @@ impl Drop for SmallDisk {
 
 /// Mounts the ext4 in a file. mount(8) would leave a folder in /run.
 pub(crate) fn mount_file(file: &Path, at: &Path) -> Result<()> {
-    let device = program(Command::new("losetup").args(["--find", "--show"]).arg(file))?;
+    let device = printed(Command::new("losetup").args(["--find", "--show"]).arg(file))?;
     let mounted = mount(Some(device.as_str()), at, Some("ext4"), MsFlags::empty(), None::<&str>);
     // One that is mounted goes when it is unmounted.
-    program(Command::new("losetup").args(["--detach", &device]))?;
+    printed(Command::new("losetup").args(["--detach", &device]))?;
     mounted.with_context(|| format!("mounting {device}"))
-}
-
-/// What it prints.
-fn program(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 pub(crate) async fn a_full_disk_fails_the_pull_and_says_so(suite: &Suite) -> Result<()> {
@@ -127,7 +120,6 @@ pub(crate) async fn a_full_disk_fails_the_pull_and_says_so(suite: &Suite) -> Res
     let reference = suite.registry().push("e2e/large", "1", &image)?;
 
     let disk = SmallDisk::mount(suite.state().join("nospace/root"), 16)?;
-    write_hosts_toml(&suite.state().join("nospace/certs.d"), &suite.registry().host())?;
     let (daemon, mut client) = broken(suite, "nospace", suite.backend(), &[]).await?;
     let error = client.pull(&reference).await.err().context("an image larger than the disk was pulled")?;
     ensure!(error.code() == Code::ResourceExhausted, "{error}");
@@ -174,7 +166,6 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
     let root = SmallDisk::mount(suite.state().join("full/root"), 128)?;
     let logs = SmallDisk::mount(suite.state().join("full/logs"), 24)?;
     let no_logs = Filler::fill(&logs)?;
-    write_hosts_toml(&suite.state().join("full/certs.d"), &suite.registry().host())?;
     let (daemon, mut client) = broken(suite, "full", suite.backend(), &[]).await?;
     client.pull(suite.shell()).await?;
     let mut config = suite.pod("old")?;
@@ -222,12 +213,11 @@ pub(crate) async fn a_full_disk_fails_new_pods_and_keeps_the_others(suite: &Suit
 
 fn limit_descriptors(daemon: &Daemon, soft: usize) -> Result<()> {
     let (pid, limit) = (format!("--pid={}", daemon.pid()), format!("--nofile={soft}:"));
-    program(Command::new("prlimit").args([pid, limit])).map(drop)
+    printed(Command::new("prlimit").args([pid, limit])).map(drop)
 }
 
 /// A daemon that has no descriptors left says so, and serves again when there are some.
 pub(crate) async fn a_daemon_without_descriptors_recovers(suite: &Suite) -> Result<()> {
-    write_hosts_toml(&suite.state().join("nofile/certs.d"), &suite.registry().host())?;
     let (daemon, mut client) = broken(suite, "nofile", suite.backend(), &[]).await?;
     client.pull(suite.shell()).await?;
     let config = suite.pod("old")?;
@@ -314,7 +304,6 @@ impl Drop for FewThreads {
 
 /// A daemon that may start no thread and no process says so, and serves again when it may.
 pub(crate) async fn a_daemon_without_processes_recovers(suite: &Suite) -> Result<()> {
-    write_hosts_toml(&suite.state().join("noproc/certs.d"), &suite.registry().host())?;
     let (daemon, mut client) = broken(suite, "noproc", suite.backend(), &[]).await?;
     client.pull(suite.shell()).await?;
     let config = suite.pod("old")?;

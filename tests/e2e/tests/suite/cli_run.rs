@@ -218,9 +218,9 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// A page from a server on this machine.
-async fn page(port: u16) -> Result<String> {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+/// A page from a server.
+pub(crate) async fn page(host: &str, port: u16) -> Result<String> {
+    let mut stream = tokio::net::TcpStream::connect((host, port)).await?;
     stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
@@ -235,7 +235,7 @@ pub(crate) async fn a_published_port_leads_into_the_box_without_cni(suite: &Suit
     let serve = ["-p", &own_port, "-p", &every_port, suite.shell(), "--", script];
     let mut server = until_ready(without_cni(suite, &serve)?).await?;
     for port in [own, every] {
-        let answer = in_time(page(port)).await.with_context(|| format!("port {port}"))?;
+        let answer = in_time(page("127.0.0.1", port)).await.with_context(|| format!("port {port}"))?;
         ensure!(answer.ends_with("the page\n"), "{answer:?}");
     }
     // A second box sees the first one, over both families, and what it publishes on the host's address.
@@ -272,7 +272,7 @@ pub(crate) async fn a_published_port_leads_into_the_box_without_cni(suite: &Suit
     signal(&server, Signal::SIGTERM)?;
     ended(server).await?;
     no_invocations(suite)?;
-    ensure!(in_time(page(own)).await.is_err(), "the port still leads somewhere");
+    ensure!(in_time(page("127.0.0.1", own)).await.is_err(), "the port still leads somewhere");
     let leases = fs::read_dir("/run/a3s-box/local-network/leases")?.count();
     ensure!(leases == 0, "{leases} leases are left");
     let tables = in_time(Command::new("nft").args(["list", "tables"]).output()).await?;

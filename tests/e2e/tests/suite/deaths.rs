@@ -10,7 +10,6 @@ use a3s_box_cri::proto::{
 };
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::initramfs::{Initramfs, installed_agent};
-use a3s_box_e2e::registry::write_hosts_toml;
 use a3s_box_e2e::sample::busybox;
 use a3s_box_e2e::wait;
 use anyhow::{Context, Result, ensure};
@@ -203,7 +202,6 @@ pub(crate) async fn an_agent_that_is_killed_is_told(suite: &Suite) -> Result<()>
     initramfs.program("init", ASSASSIN.as_bytes());
     let path = suite.state().join("assassin.cpio");
     initramfs.write(&path)?;
-    write_hosts_toml(&suite.state().join("assassin/certs.d"), &suite.registry().host())?;
     let extra = [("vmm.initramfs", &*path.to_string_lossy())];
     let (daemon, mut client) = broken(suite, "assassin", suite.backend(), &extra).await?;
     client.pull(suite.shell()).await?;

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use a3s_box_cri::proto::{DnsConfig, PodSandboxConfig};
 use a3s_box_e2e::client::Client;
+use a3s_box_e2e::wait;
 use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, UdpSocket};
 use tonic::Code;
 
+use crate::cli_run::page;
 use crate::suite::{Suite, launch};
 
 /// The host, as pods of the suite's network see it.
@@ -83,7 +85,7 @@ pub(crate) async fn a_guest_opens_what_its_policy_says_and_answers_everybody(sui
         let main = launch(&mut client, &pod, suite.script("main", serve), &config).await?;
         let said = dial(&mut client, &main, &HOST.to_string(), port).await?;
         ensure!((said == "hello\n") == reaches, "{policy}: {said:?}");
-        let page = tokio::time::timeout(PATIENCE, page(&mut client, &pod)).await??;
+        let page = page_of(&mut client, &pod).await?;
         ensure!(page.ends_with("the page\n"), "{policy}: {page:?}");
         client.remove_pod(&pod).await?;
     }
@@ -96,21 +98,14 @@ pub(crate) async fn a_guest_opens_what_its_policy_says_and_answers_everybody(sui
     Ok(())
 }
 
-async fn page(client: &mut Client, pod: &str) -> Result<String> {
-    let request =
-        a3s_box_cri::proto::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
-    let status = client.runtime.pod_sandbox_status(request).await?.into_inner().status;
-    let ip = status.and_then(|status| status.network).context("a pod has a network")?.ip;
-    loop {
-        // The server may not listen yet.
-        if let Ok(mut stream) = TcpStream::connect((ip.as_str(), 8080)).await {
-            stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
-            let mut said = String::new();
-            stream.read_to_string(&mut said).await?;
-            return Ok(said);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+/// The page of a pod, whose server may not listen yet.
+async fn page_of(client: &mut Client, pod: &str) -> Result<String> {
+    let ip = client.pod_status(pod).await?.network.context("a pod has a network")?.ip;
+    wait::until("the pod's page", PATIENCE, || {
+        let page = page(&ip, 8080);
+        async move { Ok(page.await.ok()) }
+    })
+    .await
 }
 
 pub(crate) async fn a_name_opens_what_the_guest_is_told_for_it(suite: &Suite) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use a3s_box_cri::proto::{ContainerState, PodSandboxConfig, PodSandboxState, PodSandboxStatusRequest};
+use a3s_box_cri::proto::{ContainerState, PodSandboxConfig, PodSandboxState};
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::processes::{descriptors, memory};
@@ -159,8 +159,7 @@ pub(crate) async fn pods_survive_kills_of_the_daemon_at_random_moments(suite: &S
         patient("ListPodSandbox", async || client.clone().pods().await).await?
     };
     ensure!(told == [pod.clone()], "pods after the last kill: {told:?}");
-    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
-    let status = client.runtime.pod_sandbox_status(request).await?.into_inner().status.context("a status")?;
+    let status = client.pod_status(&pod).await?;
     ensure!(status.state() == PodSandboxState::SandboxReady, "{status:?}");
     client.exec(&container, &["touch", "/tmp/stop"], 30).await?;
     ensure!(exit_code(&client, &container).await? == 0);

@@ -8,15 +8,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use a3s_box_cri::proto::{PodSandboxConfig, PodSandboxStatusRequest, PortMapping, Protocol as CriProtocol};
+use a3s_box_cri::proto::{PodSandboxConfig, PortMapping, Protocol as CriProtocol};
 use a3s_box_e2e::client::{Client, image as image_of};
-use a3s_box_e2e::daemon::{Daemon, Settings};
+use a3s_box_e2e::daemon::Daemon;
 use a3s_box_e2e::network;
-use a3s_box_e2e::registry::write_hosts_toml;
+use a3s_box_e2e::processes::printed;
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+use crate::bad_machine::broken;
 use crate::suite::{Suite, launch, logged};
 
 const SUBNET: &str = "10.213.81.0/24";
@@ -28,25 +29,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A daemon of its own on a network with both families, masquerading and published ports.
 async fn dual_stack(suite: &Suite, name: &str) -> Result<(PathBuf, Daemon, Client)> {
-    let state = suite.state().join(name);
-    let folder = state.join("dual");
+    let folder = suite.state().join(name).join("dual");
     let conf = network::write_dual_stack(&folder, "a3s-box-dual", SUBNET, SUBNET6)?;
-    write_hosts_toml(&state.join("certs.d"), &suite.registry().host())?;
-    let settings = Settings {
-        state,
-        backend: suite.backend().to_owned(),
-        subnet: SUBNET.to_owned(),
-        extra: vec![("network.conf_dir".to_owned(), conf.to_string_lossy().into_owned())],
-    };
-    let (daemon, client) = Daemon::start(suite.layout(), &settings).await?;
+    let extra = [("network.conf_dir", &*conf.to_string_lossy())];
+    let (daemon, client) = broken(suite, name, suite.backend(), &extra).await?;
     Ok((folder, daemon, client))
 }
 
 /// All addresses that PodSandboxStatus tells.
 async fn addresses(client: &mut Client, pod: &str) -> Result<Vec<IpAddr>> {
-    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
-    let status = client.runtime.pod_sandbox_status(request).await?.into_inner().status.context("a status")?;
-    let network = status.network.context("a network status")?;
+    let network = client.pod_status(pod).await?.network.context("a network status")?;
     let all = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip));
     all.map(|ip| ip.parse().with_context(|| format!("address {ip:?}"))).collect()
 }
@@ -197,10 +189,8 @@ pub(crate) async fn pods_reach_each_other_and_the_host_over_both_families(suite:
 
 /// Rules for packets on this machine, whoever made them; counters change by themselves.
 fn rules() -> Result<BTreeSet<String>> {
-    let output =
-        Command::new("nft").args(["--stateless", "list", "ruleset"]).output().context("starting nft")?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(String::from_utf8(output.stdout)?.lines().map(|line| line.trim().to_owned()).collect())
+    let text = printed(Command::new("nft").args(["--stateless", "list", "ruleset"]))?;
+    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
 }
 
 /// The addresses that host-local has given away.

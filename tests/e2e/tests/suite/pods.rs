@@ -4,7 +4,7 @@ use std::fs;
 
 use a3s_box_cri::proto::{
     ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest, ListPodSandboxRequest,
-    PodSandboxFilter, PodSandboxState, PodSandboxStateValue, PodSandboxStatus, PodSandboxStatusRequest,
+    PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
 };
 use a3s_box_e2e::client::Client;
 use anyhow::{Context, Result, ensure};
@@ -30,29 +30,18 @@ pub(crate) async fn the_daemon_says_who_it_is_and_that_it_is_ready(suite: &Suite
     Ok(())
 }
 
-async fn status(client: &mut Client, pod: &str) -> Result<PodSandboxStatus> {
-    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
-    client
-        .runtime
-        .pod_sandbox_status(request)
-        .await?
-        .into_inner()
-        .status
-        .context("PodSandboxStatus has a status")
-}
-
 pub(crate) async fn a_pod_lives_its_life_in_a_kernel_of_its_own(suite: &Suite) -> Result<()> {
     let mut client = suite.client()?;
     let config = suite.pod("life")?;
     let pod = client.run_pod(&config).await?;
-    let ready = status(&mut client, &pod).await?;
+    let ready = client.pod_status(&pod).await?;
     ensure!(ready.state() == PodSandboxState::SandboxReady, "state {:?}", ready.state());
     ensure!(ready.metadata == config.metadata, "metadata {:?}", ready.metadata);
     ensure!(ready.created_at > 0);
     let address = ready.network.context("a pod has a network")?.ip;
     ensure!(address.starts_with("10.213.79."), "address {address:?}");
     // Clients abbreviate ids.
-    ensure!(status(&mut client, &pod[..13]).await?.id == pod);
+    ensure!(client.pod_status(&pod[..13]).await?.id == pod);
 
     let container = client.create(&pod, suite.script("main", "sleep 3600"), &config).await?;
     let created = client.container_status(&container).await?;
@@ -83,7 +72,7 @@ pub(crate) async fn a_pod_lives_its_life_in_a_kernel_of_its_own(suite: &Suite) -
     client.remove(&container).await.context("a second removal")?;
 
     client.stop_pod(&pod).await?;
-    ensure!(status(&mut client, &pod).await?.state() == PodSandboxState::SandboxNotready);
+    ensure!(client.pod_status(&pod).await?.state() == PodSandboxState::SandboxNotready);
     client.stop_pod(&pod).await.context("a second stop of the pod")?;
     client.remove_pod(&pod).await?;
     client.remove_pod(&pod).await.context("a second removal of the pod")?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use a3s_box_cri::proto::{
     ContainerConfig, ContainerMetadata, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxStatusRequest, StatusResponse,
+    StatusResponse,
 };
 use a3s_box_e2e::client::{Client, image};
 use a3s_box_e2e::daemon::Settings;
@@ -129,9 +129,7 @@ fn container_config(reference: &str) -> ContainerConfig {
 }
 
 async fn address(client: &mut Client, sandbox: &str) -> Result<String> {
-    let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
-    let answer = client.runtime.pod_sandbox_status(request).await?.into_inner();
-    let ip = answer.status.and_then(|status| status.network).map(|network| network.ip).unwrap_or_default();
+    let ip = client.pod_status(sandbox).await?.network.map(|network| network.ip).unwrap_or_default();
     Ok(if ip.is_empty() { String::new() } else { format!(", {ip}") })
 }
 
