@@ -77,7 +77,7 @@ const RTN_UNICAST: u8 = 1;
 const HEADER: usize = 16;
 const IFINFO: usize = 16;
 
-/// Finds the NIC by its MAC address, names it, gives it addresses and routes, and brings it up. What is already so
+/// Finds the NIC by its first MAC address, names it, gives it addresses and routes, and brings it up. What is already so
 /// stays so.
 pub fn configure(interface: &NetworkInterface) -> Result<(), NetlinkError> {
     let refused = |step: String| {
@@ -94,8 +94,8 @@ pub fn configure(interface: &NetworkInterface) -> Result<(), NetlinkError> {
             .map_err(refused(format!("rename {}", link.name)))?;
     }
     socket
-        .request(&bring_up(link.index, interface.mtu))
-        .map_err(refused(format!("mtu {} and up", interface.mtu)))?;
+        .request(&bring_up(link.index, interface.mtu).attribute(IFLA_ADDRESS, &interface.mac))
+        .map_err(refused(format!("MAC address {}, mtu {} and up", colons(&interface.mac), interface.mtu)))?;
     for address in &interface.addresses {
         let (ip, prefix) = parse(address).ok_or_else(|| malformed("an address"))?;
         socket
@@ -128,7 +128,7 @@ pub fn move_to(interface: &NetworkInterface, namespace: BorrowedFd<'_>) -> Resul
     })
 }
 
-/// The NIC that has the MAC address, and the socket that found it.
+/// The NIC, by the MAC address that it has or still has, and the socket that found it.
 fn find(interface: &NetworkInterface) -> Result<(Socket, Link), NetlinkError> {
     let refused = |step: &str| {
         let (interface, step) = (interface.name.clone(), step.to_owned());
@@ -136,11 +136,16 @@ fn find(interface: &NetworkInterface) -> Result<(Socket, Link), NetlinkError> {
     };
     let socket = Socket::open().map_err(refused("open netlink"))?;
     let links = socket.links().map_err(refused("list interfaces"))?;
-    let link =
-        links.into_iter().find(|l| l.mac == interface.mac).ok_or_else(|| NetlinkError::NoInterface {
-            mac: interface.mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"),
-        })?;
+    let known = |link: &Link| [&interface.device_mac, &interface.mac].contains(&&link.mac);
+    let link = links
+        .into_iter()
+        .find(known)
+        .ok_or_else(|| NetlinkError::NoInterface { mac: colons(&interface.device_mac) })?;
     Ok((socket, link))
+}
+
+fn colons(mac: &[u8]) -> String {
+    mac.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
 }
 
 /// Brings the loopback interface up.
@@ -352,7 +357,8 @@ mod tests {
     fn a_nic_that_does_not_exist_is_named_by_its_address() {
         let interface = NetworkInterface {
             name: "eth0".to_owned(),
-            mac: vec![2, 0xff, 1, 2, 3, 4],
+            mac: vec![2, 0xfe, 1, 2, 3, 4],
+            device_mac: vec![2, 0xff, 1, 2, 3, 4],
             ..Default::default()
         };
         let error = configure(&interface).unwrap_err();

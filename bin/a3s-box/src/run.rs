@@ -65,7 +65,7 @@ pub(crate) async fn run(config: Config, args: Box<RunArgs>) -> anyhow::Result<u8
             return Err(error);
         }
     };
-    let mut timings = Timings::default();
+    let mut timings = Timings::since(began);
     timings.record("host", began);
     let name = args.name.clone().unwrap_or_else(|| invocation.name.clone());
     let show_timings = args.timings;
@@ -169,7 +169,6 @@ impl Work {
     /// The box boots while the image is looked up or fetched.
     async fn prepare(&mut self) -> anyhow::Result<Prepared> {
         let began = Instant::now();
-        let mut timings = std::mem::take(&mut self.timings);
         let image = async {
             let image = self.image().await?;
             Ok((image, Instant::now()))
@@ -179,15 +178,14 @@ impl Work {
             Ok::<_, anyhow::Error>((id, Instant::now()))
         };
         let ((image, image_done), (id, box_done)) = tokio::try_join!(image, boot)?;
-        timings.record_until("image", began, image_done);
-        timings.record_until("box", began, box_done);
-        timings.record_box(&self.boxes.box_status(&id)?.timeline);
+        self.timings.record_until("image", began, image_done);
+        self.timings.record_until("box", began, box_done);
+        self.timings.record_box(began, &self.boxes.box_status(&id)?.timeline);
         let since = Instant::now();
         let session_spec = spec::session_spec(&self.args, &image.config, &|name| std::env::var(name).ok())?;
         let session = self.boxes.create_session(&id, session_spec, image).await?;
         let attached = self.boxes.attach(&session).await?;
-        timings.record("create", since);
-        self.timings = timings;
+        self.timings.record("create", since);
         Ok(Prepared { session, attached })
     }
 

@@ -1,7 +1,7 @@
 //! The two state machines, as pure decisions.
 //!
 //! ```text
-//! box:      Reserved -> Networked -> Booting -> Ready -> Stopping -> Stopped -> (removed)
+//! box:      Reserved -> Prepared -> Booting -> Ready -> Stopping -> Stopped -> (removed)
 //!               |           |           |         |                    ^
 //!               +-----------+-----------+---------+--- failure/death --+
 //!
@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 pub enum BoxPhase {
     /// Its name is taken, nothing exists yet.
     Reserved,
-    /// Its network is set up.
-    Networked,
+    /// Its VM has all that it needs to start.
+    Prepared,
     /// Its VM was started.
     Booting,
     /// Its agent answers; sessions may be made.
@@ -132,7 +132,7 @@ impl BoxPhase {
     pub fn decide(&self, request: BoxRequest) -> Decision {
         match (request, self) {
             (BoxRequest::Use, Self::Ready) => Decision::Accept,
-            (BoxRequest::Use, Self::Reserved | Self::Networked | Self::Booting) => {
+            (BoxRequest::Use, Self::Reserved | Self::Prepared | Self::Booting) => {
                 Decision::Deny("the pod sandbox is still starting")
             }
             (BoxRequest::Use, Self::Stopping | Self::Stopped(_)) => {
@@ -141,7 +141,7 @@ impl BoxPhase {
             (BoxRequest::Stop, Self::Stopped(_)) => Decision::AlreadyDone,
             (
                 BoxRequest::Stop | BoxRequest::Remove,
-                Self::Reserved | Self::Networked | Self::Booting | Self::Ready | Self::Stopping,
+                Self::Reserved | Self::Prepared | Self::Booting | Self::Ready | Self::Stopping,
             )
             | (BoxRequest::Remove, Self::Stopped(_)) => Decision::Accept,
         }
@@ -180,7 +180,7 @@ mod tests {
     fn box_phases() -> Vec<BoxPhase> {
         vec![
             BoxPhase::Reserved,
-            BoxPhase::Networked,
+            BoxPhase::Prepared,
             BoxPhase::Booting,
             BoxPhase::Ready,
             BoxPhase::Stopping,

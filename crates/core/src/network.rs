@@ -93,6 +93,16 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+/// The network namespace of a pod that may not be connected yet: all that its VM needs to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNamespace {
+    /// A bind mount of the namespace, e.g. `/run/a3s-box/netns/a3s-…`; the VMM enters it.
+    pub netns: PathBuf,
+    /// The taps that are there for NICs of the guest, in the order of [`PodNetwork::interfaces`]. There may be one too many,
+    /// if the pod gets fewer interfaces than was expected, or too few.
+    pub taps: Vec<String>,
+}
+
 /// A pod's network after a successful set-up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNetwork {

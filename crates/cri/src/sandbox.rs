@@ -97,7 +97,7 @@ impl CriService {
 
 fn was_ready(phase: &BoxPhase) -> bool {
     match phase {
-        BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting => false,
+        BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting => false,
         BoxPhase::Ready | BoxPhase::Stopping | BoxPhase::Stopped(_) => true,
     }
 }

@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 
 use a3s_box_core::BoxId;
-use a3s_box_core::network::{Address, InterfaceUsage, PodNetwork};
+use a3s_box_core::network::{Address, InterfaceUsage, PodNamespace, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 use a3s_box_net::{
-    Fallback, LocalConfig, NetConfig, NetMode, NetworkStatus, PodNetworking, SetupRequest, TeardownError,
-    TeardownRequest,
+    Fallback, LocalConfig, NetConfig, NetMode, NetworkStatus, PodNetworking, Prepared, SetupRequest,
+    TeardownError, TeardownRequest,
 };
-use a3s_box_runtime::network::NetworkFault;
+use a3s_box_runtime::network::{NetworkFault, PreparedNetwork};
 use a3s_box_runtime::{NetworkReadiness, NetworkSetting, PodNetworks};
 
 use crate::config::{Config, NetworkFallback, NetworkMode};
@@ -62,8 +62,11 @@ struct Failures(Vec<TeardownError>);
 
 #[async_trait]
 impl PodNetworks for Networks {
-    async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault> {
-        self.0.setup(SetupRequest::of(id.clone(), spec)).await.map_err(|error| NetworkFault(Box::new(error)))
+    async fn prepare(&self, id: &BoxId, spec: &BoxSpec) -> Result<Box<dyn PreparedNetwork>, NetworkFault> {
+        match self.0.prepare(SetupRequest::of(id.clone(), spec)).await {
+            Ok(prepared) => Ok(Box::new(InNamespace(prepared))),
+            Err(error) => Err(NetworkFault(Box::new(error))),
+        }
     }
 
     async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault> {
@@ -106,6 +109,19 @@ impl PodNetworks for Networks {
                 message: format!("{reason}; {remedy}"),
             },
         }
+    }
+}
+
+struct InNamespace(Prepared);
+
+#[async_trait]
+impl PreparedNetwork for InNamespace {
+    fn namespace(&self) -> &PodNamespace {
+        self.0.namespace()
+    }
+
+    async fn connect(self: Box<Self>) -> Result<PodNetwork, NetworkFault> {
+        self.0.connect().await.map_err(|error| NetworkFault(Box::new(error)))
     }
 }
 

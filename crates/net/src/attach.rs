@@ -100,6 +100,7 @@ pub(crate) struct PodInterface {
 }
 
 /// What leads frames from interfaces to their taps and back.
+#[derive(Debug)]
 pub(crate) enum Way {
     /// All frames, by what the node's settings say. nftables' program is looked for when it is needed.
     Open { redirect: Redirect, nft: PathBuf, nft_limit: Duration },
@@ -107,7 +108,19 @@ pub(crate) enum Way {
     Guarded(Egress),
 }
 
-/// Sets up loopback, then taps and redirection for every interface, in the namespace at `netns`.
+/// Makes taps in the namespace at `netns`. They are down: nothing passes before [`attach`].
+pub(crate) async fn make_taps(
+    netns: &Path,
+    turn: &Turn,
+    taps: Vec<String>,
+    owner: Option<u32>,
+) -> Result<(), AttachError> {
+    let work = move || taps.iter().try_for_each(|tap| make_tap(tap, owner));
+    netns::run_inside(netns, turn, work).await?
+}
+
+/// Sets up loopback, then redirection for every interface to its tap, in the namespace at `netns`. Taps that are not there
+/// yet are made.
 ///
 /// What it made when it fails is undone with the namespace.
 pub(crate) async fn attach(
@@ -142,7 +155,7 @@ async fn attach_here(
     }
     if let (Way::Guarded(egress), Some(mtu)) = (way, done.iter().map(|interface| interface.mtu).max()) {
         if egress.has_names() {
-            make_tap(handle, DNS_TAP, mtu, None).await?;
+            raise_tap(handle, DNS_TAP, mtu, None).await?;
         }
         egress.enforce(&done)?;
     }
@@ -198,17 +211,28 @@ async fn attach_one(
     let mac = link.mac.ok_or_else(|| AttachError::NotEthernet { interface: pod.name.clone() })?;
     // Read before anything is changed, so that the guest gets what the plugins have left.
     let routes = netlink::routes(handle, link.index).await.map_err(refused(&pod.name, "read its routes"))?;
-    let end = make_tap(handle, &tap, link.mtu, owner).await?;
+    let end = raise_tap(handle, &tap, link.mtu, owner).await?;
     let (addresses, routes) = view::for_guest(&pod.addresses, &routes);
     let interface = Interface { name: pod.name, mac, mtu: link.mtu, addresses, routes, tap };
     Ok((interface, link.index, end.index))
 }
 
-async fn make_tap(handle: &Handle, name: &str, mtu: u32, owner: Option<u32>) -> Result<Link, AttachError> {
-    tap::create_persistent(name, owner)
-        .map_err(|source| AttachError::Tap { tap: name.to_owned(), source })?;
-    silence(name).map_err(|source| AttachError::Tap { tap: name.to_owned(), source })?;
-    let link = find(handle, name).await?;
+fn make_tap(name: &str, owner: Option<u32>) -> Result<(), AttachError> {
+    let failed = |source| AttachError::Tap { tap: name.to_owned(), source };
+    tap::create_persistent(name, owner).map_err(failed)?;
+    silence(name).map_err(failed)
+}
+
+/// Sets a tap up. One that a VMM holds cannot be opened again, so it is made only if it is not there.
+async fn raise_tap(handle: &Handle, name: &str, mtu: u32, owner: Option<u32>) -> Result<Link, AttachError> {
+    let there = netlink::link(handle, name).await.map_err(refused(name, "look it up"))?;
+    let link = match there {
+        Some(link) => link,
+        None => {
+            make_tap(name, owner)?;
+            find(handle, name).await?
+        }
+    };
     netlink::up_with_mtu(handle, link.index, mtu).await.map_err(refused(name, "set its MTU"))?;
     Ok(link)
 }

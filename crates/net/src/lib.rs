@@ -2,7 +2,8 @@
 //! redirection.
 //!
 //! ```text
-//!   setup:     record ──> netns ──> CNI ADD … ADD, or local ──> tap + redirect ──> record, PodNetwork
+//!   prepare:   record ──> netns ──> taps                             the VM may start
+//!   connect:   CNI ADD … ADD, or local ──> redirect ──> record, PodNetwork
 //!   teardown:  CNI DEL … DEL (reverse), or local ──> netns (and with it veth and tap) ──> record
 //! ```
 //!
@@ -45,7 +46,8 @@ pub use egress::EgressError;
 pub use local::{LocalConfig, LocalError, Subnet};
 pub use nft::NftError;
 pub use pods::{
-    PodNetworking, ResumeError, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest,
+    PodNetworking, Prepared, ResumeError, SetupError, SetupFailure, SetupRequest, TeardownError,
+    TeardownRequest,
 };
 pub use record::RecordError;
 pub use resolver::host_resolver;

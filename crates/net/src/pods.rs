@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use a3s_box_core::BoxId;
 use a3s_box_core::egress::EgressPolicy;
-use a3s_box_core::network::PodNetwork;
+use a3s_box_core::network::{PodNamespace, PodNetwork};
 use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping};
 use thiserror::Error;
 
@@ -81,26 +81,15 @@ impl TeardownRequest {
     }
 }
 
-/// A pod could not be connected.
+/// A pod could not be connected. A teardown of the box is owed.
 #[derive(Debug, Error)]
-#[error("network set-up of box {} failed{}", box_id.short(), leftovers(left_behind))]
+#[error("network set-up of box {} failed", box_id.short())]
 pub struct SetupError {
     /// The box.
     pub box_id: BoxId,
     /// Where and why.
     #[source]
     pub cause: SetupFailure,
-    /// What could not be undone. If empty nothing is left; else a teardown of the box is owed.
-    pub left_behind: Vec<TeardownError>,
-}
-
-fn leftovers(errors: &[TeardownError]) -> String {
-    match errors {
-        [] => String::new(),
-        [first, rest @ ..] => {
-            format!(" (and undoing it failed in {} places, first: {})", rest.len() + 1, full(first))
-        }
-    }
 }
 
 /// Where a set-up failed.
@@ -134,8 +123,15 @@ pub enum SetupFailure {
     #[error(transparent)]
     Egress(#[from] EgressError),
     /// A previous set-up of this box could not be undone.
-    #[error("what a previous set-up of the box left could not be undone")]
-    Stale,
+    #[error("what a previous set-up of the box left could not be undone{}", first(errors))]
+    Stale {
+        /// All that went wrong.
+        errors: Vec<TeardownError>,
+    },
+}
+
+fn first(errors: &[TeardownError]) -> String {
+    errors.first().map(|error| format!(": {}", full(error))).unwrap_or_default()
 }
 
 /// The work for a pod of an earlier daemon could not be taken up.
@@ -177,6 +173,22 @@ pub struct PodNetworking {
     pub(crate) exclusion: Exclusion,
     health: Health,
     watchers: Watchers,
+    expected: Expected,
+}
+
+/// A pod that has its namespace and is not connected yet. What it holds, only [`PodNetworking::teardown`] gives back.
+#[derive(Debug)]
+pub struct Prepared {
+    networking: PodNetworking,
+    request: SetupRequest,
+    record: Record,
+    /// The resolver of pods that were given none.
+    dns: Option<DnsSpec>,
+    /// The egress policy, and what puts it in force.
+    guard: Option<(EgressPolicy, Nft)>,
+    way: Way,
+    namespace: PodNamespace,
+    turn: Turn,
 }
 
 impl PodNetworking {
@@ -184,8 +196,15 @@ impl PodNetworking {
     pub fn new(config: NetConfig) -> Self {
         let records = Records::new(config.cache_dir.clone());
         let exclusion = Exclusion::new(config.gc_lock.clone());
-        let (turns, health, watchers) = (Turns::default(), Health::default(), Watchers::default());
-        Self { config: Arc::new(config), records, turns, exclusion, health, watchers }
+        Self {
+            config: Arc::new(config),
+            records,
+            turns: Turns::default(),
+            exclusion,
+            health: Health::default(),
+            watchers: Watchers::default(),
+            expected: Expected::default(),
+        }
     }
 
     /// Whether pods can be connected, as the node's files are now and as its plugins said a short while ago.
@@ -225,44 +244,28 @@ impl PodNetworking {
         Nft::find(&self.config.local.nft, self.config.local.nft_limit).map_err(EgressError::Rules)
     }
 
-    /// Connects a pod. When this fails, what was done is undone; when the future is dropped half-way, or
-    /// the daemon dies, [`PodNetworking::teardown`] undoes it.
-    pub async fn setup(&self, request: SetupRequest) -> Result<PodNetwork, SetupError> {
+    /// Makes what the VM of a pod needs to start: the namespace with its taps. Nobody is asked for an address yet, so that
+    /// the guest can boot while [`Prepared::connect`] does that.
+    ///
+    /// [`PodNetworking::teardown`] undoes it, also when this fails, when the future is dropped half-way, or when the
+    /// daemon dies.
+    pub async fn prepare(&self, request: SetupRequest) -> Result<Prepared, SetupError> {
         let box_id = request.box_id.clone();
-        let started = std::time::Instant::now();
         let turn = self.turns.take(&box_id).await;
-        if let Err(failed) = self.clear_stale(&box_id, &turn).await {
-            return Err(SetupError { box_id, cause: SetupFailure::Stale, left_behind: failed });
-        }
-        match self.build(request, &turn).await {
-            Ok(network) => {
-                tracing::debug!(id = %box_id, took = ?started.elapsed(), "pod network is up");
-                Ok(network)
-            }
-            Err(cause) => {
-                let left_behind = self.undo(&TeardownRequest::of(box_id.clone()), &turn).await;
-                Err(SetupError { box_id, cause, left_behind })
-            }
-        }
-    }
-
-    async fn clear_stale(&self, box_id: &BoxId, turn: &Turn) -> Result<(), Vec<TeardownError>> {
-        if let Ok(None) = self.records.read(box_id).await {
-            return Ok(());
-        }
-        let errors = self.undo(&TeardownRequest::of(box_id.clone()), turn).await;
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        self.make_namespace(request, turn).await.map_err(|cause| SetupError { box_id, cause })
     }
 
     /// Whatever this makes, the record it writes first tells [`Self::teardown`] of.
-    async fn build(&self, request: SetupRequest, turn: &Turn) -> Result<PodNetwork, SetupFailure> {
+    async fn make_namespace(&self, request: SetupRequest, turn: Turn) -> Result<Prepared, SetupFailure> {
         let id = &request.box_id;
+        self.clear_stale(id, &turn).await?;
         let netns = names::netns_path(&self.config.netns_dir, id);
         let connection = self.connection(&request, &netns)?;
         let dns = match &connection {
             Some(Connection::Local { .. }) if request.dns.is_none() => resolver(id),
             Some(_) | None => None,
         };
+        let taps: Vec<String> = (0..self.expected.interfaces(connection.as_ref())).map(names::tap).collect();
         let mut record = Record::intent(netns.clone(), connection);
         // Without an interface there is nothing to keep a pod from.
         record.egress = request.egress.clone().filter(|_| record.connection.is_some());
@@ -279,31 +282,19 @@ impl PodNetworking {
                 Way::Open { redirect: self.config.redirect, nft, nft_limit }
             }
         };
-        self.records.write(id, &record, turn).await?;
-        netns::create(&netns, turn).await?;
-        let interfaces = match &mut record.connection {
-            None => Vec::new(),
-            Some(Connection::Cni(connection)) => {
-                let _pass = self.exclusion.share().await;
-                let result = self.chain(connection).add(&connection.attachment).await?;
-                connection.result = Some(result.for_next(connection.list.version));
-                pod_interfaces(&result, &connection.attachment)
-            }
-            Some(Connection::Local { local }) => {
-                let SetupRequest { box_id, identity, port_mappings, .. } = request.clone();
-                local::connect(local, Wish { box_id, identity, port_mappings }, &netns, turn).await?
-            }
-        };
-        // Without this a crash during the next step would make DEL do without ADD's result.
-        self.records.write(id, &record, turn).await?;
-        let interfaces = attach::attach(&netns, turn, interfaces, self.config.tap_owner, way).await?;
-        if let Some((policy, nft)) = guard {
-            self.watchers.start(id, &netns, turn, policy, nft).await?;
+        self.records.write(id, &record, &turn).await?;
+        netns::create(&netns, &turn).await?;
+        attach::make_taps(&netns, &turn, taps.clone(), self.config.tap_owner).await?;
+        let namespace = PodNamespace { netns, taps };
+        Ok(Prepared { networking: self.clone(), request, record, dns, guard, way, namespace, turn })
+    }
+
+    async fn clear_stale(&self, box_id: &BoxId, turn: &Turn) -> Result<(), SetupFailure> {
+        if let Ok(None) = self.records.read(box_id).await {
+            return Ok(());
         }
-        let network = PodNetwork { netns, interfaces, dns };
-        record.network = Some(network.clone());
-        self.records.write(id, &record, turn).await?;
-        Ok(network)
+        let errors = self.undo(&TeardownRequest::of(box_id.clone()), turn).await;
+        if errors.is_empty() { Ok(()) } else { Err(SetupFailure::Stale { errors }) }
     }
 
     fn connection(&self, request: &SetupRequest, netns: &Path) -> Result<Option<Connection>, SetupFailure> {
@@ -423,6 +414,82 @@ impl PodNetworking {
         if let Err(error) = self.records.remove(id, turn).await {
             errors.push(error.into());
         }
+    }
+}
+
+impl Prepared {
+    /// What the pod's VM needs to start.
+    pub fn namespace(&self) -> &PodNamespace {
+        &self.namespace
+    }
+
+    /// Connects the pod, by CNI's ADD or to the built-in bridge, and its taps to what that has made.
+    pub async fn connect(self) -> Result<PodNetwork, SetupError> {
+        let started = std::time::Instant::now();
+        let box_id = self.request.box_id.clone();
+        match self.attach().await {
+            Ok(network) => {
+                tracing::debug!(id = %box_id, took = ?started.elapsed(), "pod network is up");
+                Ok(network)
+            }
+            Err(cause) => Err(SetupError { box_id, cause }),
+        }
+    }
+
+    async fn attach(self) -> Result<PodNetwork, SetupFailure> {
+        let Self { networking, request, mut record, dns, guard, way, namespace, turn } = self;
+        let (id, netns) = (&request.box_id, namespace.netns);
+        let interfaces = match &mut record.connection {
+            None => Vec::new(),
+            Some(Connection::Cni(connection)) => {
+                let _pass = networking.exclusion.share().await;
+                let result = networking.chain(connection).add(&connection.attachment).await?;
+                connection.result = Some(result.for_next(connection.list.version));
+                pod_interfaces(&result, &connection.attachment)
+            }
+            Some(Connection::Local { local }) => {
+                let SetupRequest { box_id, identity, port_mappings, .. } = request.clone();
+                local::connect(local, Wish { box_id, identity, port_mappings }, &netns, &turn).await?
+            }
+        };
+        // Without this a crash during the next step would make DEL do without ADD's result.
+        networking.records.write(id, &record, &turn).await?;
+        networking.expected.learn(&record, interfaces.len());
+        let interfaces = attach::attach(&netns, &turn, interfaces, networking.config.tap_owner, way).await?;
+        if let Some((policy, nft)) = guard {
+            networking.watchers.start(id, &netns, &turn, policy, nft).await?;
+        }
+        let network = PodNetwork { netns, interfaces, dns };
+        record.network = Some(network.clone());
+        networking.records.write(id, &record, &turn).await?;
+        Ok(network)
+    }
+}
+
+/// How many interfaces a pod gets is known only when it has them, but its VM starts before that: it is what the last pod
+/// of the same network got.
+#[derive(Debug, Clone, Default)]
+struct Expected(Arc<Mutex<BTreeMap<String, usize>>>);
+
+impl Expected {
+    fn interfaces(&self, connection: Option<&Connection>) -> usize {
+        match connection {
+            None => 0,
+            Some(Connection::Local { .. }) => 1,
+            Some(Connection::Cni(CniConnection { list, .. })) => {
+                self.lock().get(&list.name).copied().unwrap_or(1)
+            }
+        }
+    }
+
+    fn learn(&self, record: &Record, interfaces: usize) {
+        if let Some(Connection::Cni(CniConnection { list, .. })) = &record.connection {
+            self.lock().insert(list.name.clone(), interfaces);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 
 use a3s_box_net::cni::PluginError;
 use a3s_box_net::{TeardownError, TeardownRequest};
-use common::{Node, box_id, on_a_node, request, run};
+use common::{Node, SetUp, box_id, on_a_node, request, run};
 
 const PASSES: &str = "[ $CNI_COMMAND = DEL ] || previous";
 const FAILS_AT_DEL: &str = r#"if [ $CNI_COMMAND = DEL ]; then echo '{ "code": 11, "msg": "agent is not running" }'; exit 1; fi

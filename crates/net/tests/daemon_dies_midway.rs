@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use a3s_box_net::TeardownRequest;
-use common::{Node, box_id, on_a_local_node, on_a_node, request};
+use common::{Node, SetUp, box_id, on_a_local_node, on_a_node, request};
 
 /// A future that is given up after so many polls: every await it passes is one point at which a
 /// daemon can die.

@@ -16,7 +16,10 @@ use hickory_proto::op::{Message, OpCode, Query};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use common::machine::{Machine, Server};
+use common::{
+    SetUp,
+    machine::{Machine, Server},
+};
 use common::{box_id, chain, on_a_local_node, request, run};
 
 const PATIENCE: Duration = Duration::from_secs(5);

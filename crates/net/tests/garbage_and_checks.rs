@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use a3s_box_net::{CheckError, GcError, PodNetworking, TeardownRequest};
-use common::{Node, Site, box_id, on_a_node, request};
+use common::{Node, SetUp, Site, box_id, on_a_node, request};
 use serde_json::{Value, json};
 
 /// Hands the result on, and says yes to everything else.

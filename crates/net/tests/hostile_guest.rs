@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use common::{on_a_local_node, request, run};
+use common::{SetUp, on_a_local_node, request, run};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const HEADER: usize = 10;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use a3s_box_core::spec::{PortMapping, PortProtocol};
 use a3s_box_net::{Fallback, LocalConfig, NetConfig, PodNetworking, SetupRequest, TeardownRequest};
 
-use common::{Node, box_id, on_a_local_node, request, run};
+use common::{Node, SetUp, box_id, on_a_local_node, request, run};
 
 const DIRECTORY: &str = "A3S_BOX_TEST_VICTIM";
 const DEED: &str = "A3S_BOX_TEST_DEED";

@@ -9,19 +9,18 @@ use std::time::{Duration, Instant};
 use a3s_box_core::spec::{PortMapping, PortProtocol};
 use a3s_box_net::cni::ConfError;
 use a3s_box_net::{
-    LocalError, NetMode, NetworkStatus, PodNetworking, SetupError, SetupFailure, SetupRequest,
-    TeardownRequest,
+    LocalError, NetMode, NetworkStatus, PodNetworking, SetupFailure, SetupRequest, TeardownRequest,
 };
 use futures::future::join_all;
 
-use common::{Node, box_id, chain, on_a_local_node, request, run};
+use common::{Failed, Node, SetUp, box_id, chain, on_a_local_node, request, run};
 
 fn publish(n: u8, protocol: PortProtocol, host_ip: &str, host_port: u16) -> SetupRequest {
     let port = PortMapping { protocol, container_port: 80, host_port, host_ip: host_ip.to_owned() };
     SetupRequest { port_mappings: vec![port], ..request(n) }
 }
 
-fn local(error: &SetupError) -> &LocalError {
+fn local(error: &Failed) -> &LocalError {
     assert!(error.left_behind.is_empty(), "{:?}", error.left_behind);
     match &error.cause {
         SetupFailure::Local(error) => error,

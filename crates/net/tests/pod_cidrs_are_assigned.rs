@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use a3s_box_core::network::Address;
 use a3s_box_net::cni::conf;
 use a3s_box_net::{AssignError, NetworkStatus};
-use common::{Site, chain, on_a_node, request};
+use common::{SetUp, Site, chain, on_a_node, request};
 
 const TEMPLATE: &str = r#"{ "cniVersion": "1.0.0", "name": "kubenet", "plugins": [{ "type": "bridge", "bridge": "br-test", "isGateway": true,
     "ipam": { "type": "host-local", "dataDir": "IPAM",

@@ -17,7 +17,7 @@ use futures::future::join_all;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 
-use common::{box_id, chain, on_a_node, request, run};
+use common::{SetUp, box_id, chain, on_a_node, request, run};
 
 const VNET_HEADER: usize = 10;
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -30,17 +30,14 @@ struct Guest {
 }
 
 impl Guest {
-    /// As the VMM does it: enter the namespace, open the tap. Then waits for the kernel to have noticed that somebody is
-    /// at the other end, which it does in the background; until then it drops what it should deliver. Guests
-    /// take longer to boot and send again what was lost.
     fn boot(path: &Path, nic: &Interface) -> Self {
-        let (netns, name) = (File::open(path).unwrap(), nic.tap.clone());
-        let opened = std::thread::spawn(move || {
-            setns(&netns, CloneFlags::CLONE_NEWNET).unwrap();
-            tap::attach(&name).unwrap()
-        });
+        Self::come_up(path, open_tap(path, &nic.tap), nic)
+    }
+
+    /// Waits for the kernel to have noticed that somebody is at the tap's other end, which it does in the background; until
+    /// then it drops what it should deliver. Guests take longer to boot and send again what was lost.
+    fn come_up(path: &Path, tap: File, nic: &Interface) -> Self {
         let IpAddr::V4(ip) = nic.addresses[0].ip else { panic!("first address is IPv6") };
-        let opened = opened.join().unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let link = run(&format!("nsenter --net={} ip link show {}", path.display(), nic.tap));
@@ -49,7 +46,7 @@ impl Guest {
             }
             assert!(Instant::now() < deadline, "the tap does not come up: {link}");
         }
-        Self { tap: opened, mac: nic.mac, ip }
+        Self { tap, mac: nic.mac, ip }
     }
 
     fn send(&mut self, to: [u8; 6], ethertype: u16, payload: &[u8]) {
@@ -113,6 +110,16 @@ impl Guest {
     }
 }
 
+/// As a VMM does it.
+fn open_tap(netns: &Path, name: &str) -> File {
+    let (netns, name) = (File::open(netns).unwrap(), name.to_owned());
+    let opened = std::thread::spawn(move || {
+        setns(&netns, CloneFlags::CLONE_NEWNET).unwrap();
+        tap::attach(&name).unwrap()
+    });
+    opened.join().unwrap()
+}
+
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 =
         bytes.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
@@ -161,6 +168,54 @@ fn a_guest_on_the_tap_talks_to_the_bridge_and_leaves_no_trace() {
         assert_eq!(node.inventory(), before);
         let errors = networking.teardown(TeardownRequest::of(box_id(1))).await;
         assert!(errors.is_empty(), "a second teardown finds nothing to do: {errors:?}");
+    });
+}
+
+#[test]
+fn a_vmm_may_hold_the_tap_before_there_is_a_network() {
+    on_a_node(async |node| {
+        node.bridge_network("1.0.0", "", "");
+        let before = node.inventory();
+        let networking = node.site.networking();
+        let prepared = networking.prepare(request(1)).await.unwrap();
+        let namespace = prepared.namespace().clone();
+        assert_eq!((namespace.taps.as_slice(), node.site.calls()), (&["tap0".to_owned()][..], Vec::new()));
+        let tap = open_tap(&namespace.netns, "tap0");
+
+        let pod = prepared.connect().await.unwrap();
+        assert_eq!((&pod.netns, &pod.interfaces[0].tap), (&namespace.netns, &namespace.taps[0]));
+        let mut guest = Guest::come_up(&pod.netns, tap, &pod.interfaces[0]);
+        guest.arp(Ipv4Addr::new(10, 88, 7, 1)).expect("the bridge answers ARP");
+        drop(guest);
+
+        // A pod that never came so far is taken down just so.
+        drop(networking.prepare(request(2)).await.unwrap());
+        for n in [1, 2] {
+            assert!(networking.teardown(TeardownRequest::of(box_id(n))).await.is_empty());
+        }
+        run("ip link del br-test");
+        assert_eq!(node.inventory(), before);
+    });
+}
+
+#[test]
+fn as_many_taps_are_ready_as_the_last_pod_of_the_network_had_interfaces() {
+    on_a_node(async |node| {
+        node.site.conflist(r#"{ "cniVersion": "1.0.0", "name": "test", "plugins": [{ "type": "twins" }] }"#);
+        let add = r#"[ $CNI_COMMAND = DEL ] && exit
+            for name in eth0 net1; do nsenter --net=$CNI_NETNS ip link add $name type veth peer name p$name; done
+            echo '{ "cniVersion": "1.0.0", "interfaces": [{ "name": "eth0", "sandbox": "/n" }, { "name": "net1", "sandbox": "/n" }],
+                    "ips": [{ "address": "10.1.0.7/24", "interface": 0 }, { "address": "10.2.0.7/24", "interface": 1 }] }'"#;
+        node.site.plugin("twins", add);
+        let networking = node.site.networking();
+        for (n, ready) in [(1, 1), (2, 2)] {
+            let prepared = networking.prepare(request(n)).await.unwrap();
+            assert_eq!(prepared.namespace().taps.len(), ready);
+            let pod = prepared.connect().await.unwrap();
+            let taps: Vec<&str> = pod.interfaces.iter().map(|interface| interface.tap.as_str()).collect();
+            assert_eq!(taps, ["tap0", "tap1"]);
+            assert!(networking.teardown(TeardownRequest::of(box_id(n))).await.is_empty());
+        }
     });
 }
 

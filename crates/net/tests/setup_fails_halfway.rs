@@ -5,16 +5,14 @@ mod common;
 use std::fs;
 
 use a3s_box_net::cni::{AddError, ConfError, PluginError};
-use a3s_box_net::{
-    AttachError, NetworkStatus, RecordError, SetupError, SetupFailure, TeardownError, TeardownRequest,
-};
-use common::{Node, box_id, chain, on_a_node, request, run};
+use a3s_box_net::{AttachError, NetworkStatus, RecordError, SetupFailure, TeardownError, TeardownRequest};
+use common::{Failed, Node, SetUp, box_id, chain, on_a_node, request, run};
 use nix::mount::{MsFlags, mount};
 
 /// A plugin that hands on the result of the one before it, until it is told otherwise.
 const PASSES: &str = "[ $CNI_COMMAND = DEL ] || previous";
 
-async fn fails(node: &Node) -> SetupError {
+async fn fails(node: &Node) -> Failed {
     let error = node.site.networking().setup(request(1)).await.unwrap_err();
     assert!(error.left_behind.is_empty(), "{:?}", error.left_behind);
     error
@@ -119,7 +117,7 @@ fn no_namespace_directory_and_no_record_directory_fail_before_any_plugin_runs() 
         node.site.config.cache_dir = node.site.path("file/cache");
         let error = node.site.networking().setup(request(1)).await.unwrap_err();
         assert!(
-            matches!(&error.cause, SetupFailure::Stale | SetupFailure::Record(RecordError::Io { .. })),
+            matches!(&error.cause, SetupFailure::Stale { .. } | SetupFailure::Record(RecordError::Io { .. })),
             "{error:?}"
         );
 
@@ -164,7 +162,6 @@ fn a_plugin_that_fails_at_add_and_at_del_is_reported_twice_and_owed_a_teardown()
         let error = networking.setup(request(1)).await.unwrap_err();
         assert!(matches!(&error.cause, SetupFailure::Cni(AddError::Plugin { .. })), "{}", chain(&error));
         assert!(matches!(error.left_behind.as_slice(), [TeardownError::Plugin(PluginError::Failed { .. })]));
-        assert!(error.to_string().contains("undoing it failed"), "{error}");
         assert_eq!(networking.held().await.unwrap(), [box_id(1)]);
 
         node.site.plugin("last", "true");

@@ -13,7 +13,7 @@ pub mod proto {
 }
 
 /// The protocol number of this build. See "Evolution" in `agent.proto`.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The guest's vsock context id on every backend.
 pub const GUEST_CID: u32 = 3;

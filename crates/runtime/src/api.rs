@@ -67,8 +67,11 @@ pub struct Quarantined {
 /// One stage of a start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
-    /// reserve, network, scratch, vmm, kernel, agent, configure, …
+    /// reserve, netns, scratch, network, turn, vmm, boot, guest/…, configure
     pub name: String,
+    /// When it began, counted from the start of the whole. Some stages run side by side. Records of older versions do not say.
+    #[serde(default)]
+    pub at: Duration,
     /// How long it took.
     pub took: Duration,
 }

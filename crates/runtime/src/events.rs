@@ -115,13 +115,13 @@ impl Events {
 
 fn of_box(before: &BoxPhase, now: &BoxPhase) -> &'static [Happened] {
     match (before, now) {
-        (BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting, BoxPhase::Ready) => {
+        (BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting, BoxPhase::Ready) => {
             &[Happened::Created, Happened::Started]
         }
         (BoxPhase::Ready | BoxPhase::Stopping, BoxPhase::Stopped(_)) => &[Happened::Stopped],
         (
             BoxPhase::Reserved
-            | BoxPhase::Networked
+            | BoxPhase::Prepared
             | BoxPhase::Booting
             | BoxPhase::Ready
             | BoxPhase::Stopping

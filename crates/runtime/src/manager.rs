@@ -118,7 +118,7 @@ impl BoxManager {
         }
         let phase = entry.status.borrow().phase.clone();
         match phase {
-            BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting | BoxPhase::Ready => {
+            BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting | BoxPhase::Ready => {
                 Ok(entry.id.clone())
             }
             BoxPhase::Stopping | BoxPhase::Stopped(_) => {
@@ -172,7 +172,7 @@ impl BoxManager {
         let mut list: Vec<BoxStatus> =
             self.shared.registry.boxes().iter().map(|entry| entry.status.borrow().clone()).collect();
         list.retain(|status| match status.phase {
-            BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting => false,
+            BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting => false,
             BoxPhase::Ready | BoxPhase::Stopping | BoxPhase::Stopped(_) => true,
         });
         list.sort_by_key(|status| status.created_at_ns);

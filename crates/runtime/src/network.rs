@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use a3s_box_core::BoxId;
-use a3s_box_core::network::{Address, InterfaceUsage, PodNetwork};
+use a3s_box_core::network::{Address, InterfaceUsage, PodNamespace, PodNetwork};
 use a3s_box_core::spec::BoxSpec;
 
 use crate::api::NetworkReadiness;
@@ -19,8 +19,8 @@ pub struct NetworkFault(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 /// Connects and disconnects pods.
 #[async_trait]
 pub trait PodNetworks: Send + Sync + 'static {
-    /// Gives a box its network; a failure leaves nothing behind.
-    async fn setup(&self, id: &BoxId, spec: &BoxSpec) -> Result<PodNetwork, NetworkFault>;
+    /// Makes what the VM of a box needs to start. Whatever becomes of it, [`PodNetworks::teardown`] undoes it.
+    async fn prepare(&self, id: &BoxId, spec: &BoxSpec) -> Result<Box<dyn PreparedNetwork>, NetworkFault>;
 
     /// Takes up what goes on for a box that an earlier daemon has connected.
     async fn resume(&self, id: &BoxId) -> Result<(), NetworkFault>;
@@ -45,6 +45,16 @@ pub trait PodNetworks: Send + Sync + 'static {
 
     /// What the cluster has assigned to this node's pods, one range of an address family each.
     async fn assign_pod_cidrs(&self, cidrs: &[Address]) -> Result<(), NetworkFault>;
+}
+
+/// A box that has a network namespace, and no network yet.
+#[async_trait]
+pub trait PreparedNetwork: Send + Sync {
+    /// What its VM needs to start.
+    fn namespace(&self) -> &PodNamespace;
+
+    /// Gives the box its network. [`PodNetworks::teardown`] undoes it, also after a failure or half-way.
+    async fn connect(self: Box<Self>) -> Result<PodNetwork, NetworkFault>;
 }
 
 /// Who connects pods.

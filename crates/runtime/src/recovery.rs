@@ -97,7 +97,7 @@ async fn remove_positions(shared: &Shared, known: HashSet<SessionId>) {
 
 async fn recover_box(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {
     match record.phase.clone() {
-        BoxPhase::Reserved | BoxPhase::Networked | BoxPhase::Booting => undo(shared, record, sessions).await,
+        BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting => undo(shared, record, sessions).await,
         BoxPhase::Ready => adopt(shared, record, sessions).await,
         BoxPhase::Stopping => {
             let boxed =

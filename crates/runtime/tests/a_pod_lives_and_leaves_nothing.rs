@@ -21,7 +21,17 @@ fn from_run_to_remove() {
         let stages: Vec<_> = status.timeline.iter().map(|stage| stage.name.as_str()).collect();
         assert_eq!(
             stages,
-            ["reserve", "network", "scratch", "turn", "vmm", "boot", "guest/kernel [31m", "configure"]
+            [
+                "reserve",
+                "scratch",
+                "netns",
+                "network",
+                "turn",
+                "vmm",
+                "boot",
+                "guest/kernel [31m",
+                "configure"
+            ]
         );
 
         let spec = with_volume(container("c", &["print", "one\ntwo"]), &world.path("volume"));

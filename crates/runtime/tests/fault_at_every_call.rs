@@ -52,7 +52,8 @@ fn a_fault_at_any_call_leaks_nothing_and_the_same_pod_can_be_made_again() {
     // The loop must have been through every seam, or it proves nothing.
     for seam in [
         "storage commit",
-        "network setup",
+        "network prepare",
+        "network connect",
         "network teardown",
         "vmm launch",
         "machine ready",

@@ -57,7 +57,7 @@ async fn main() {
     };
     let network = std::env::var("BOX_TAP").ok().map(|tap| PlanNetwork {
         netns: std::env::var_os("BOX_NETNS").map(PathBuf::from).unwrap(),
-        nics: vec![PlanNic { tap, mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+        nics: vec![PlanNic::new(0, tap)],
     });
     let plan = BoxPlan {
         id: a3s_box_id(),

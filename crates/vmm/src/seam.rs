@@ -70,10 +70,17 @@ pub struct PlanNetwork {
 pub struct PlanNic {
     /// The tap's name.
     pub tap: String,
-    /// The guest's MAC address.
+    /// The MAC address that the NIC starts with. The pod's is known later, so the agent sets it, and finds the NIC by this
+    /// one.
     pub mac: [u8; 6],
-    /// Bytes.
-    pub mtu: u32,
+}
+
+impl PlanNic {
+    /// The NIC with this place in the guest's order. Its first address is locally administered and the same in all boxes: no
+    /// frame ever carries it.
+    pub fn new(place: u8, tap: String) -> Self {
+        Self { tap, mac: [0x02, 0xa3, 0x5b, 0, 0, place] }
+    }
 }
 
 /// When a box reached its stages, counted from the start of `launch`.

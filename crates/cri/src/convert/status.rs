@@ -50,10 +50,11 @@ fn namespaces(spec: &BoxSpec) -> proto::NamespaceOption {
 
 /// What `crictl inspectp` shows besides.
 pub fn sandbox_info(state: &BoxStatus) -> HashMap<String, String> {
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
     let timeline: Vec<_> = state
         .timeline
         .iter()
-        .map(|stage| json!({ "stage": stage.name, "ms": stage.took.as_secs_f64() * 1000.0 }))
+        .map(|stage| json!({ "stage": stage.name, "atMs": ms(stage.at), "ms": ms(stage.took) }))
         .collect();
     let info = json!({
         "phase": state.phase,
@@ -273,7 +274,11 @@ pub(super) mod tests {
             backend: "qemu".to_owned(),
             kernel_release: "6.12.1".to_owned(),
             vmm_pid: Some(42),
-            timeline: vec![Stage { name: "vmm".to_owned(), took: std::time::Duration::from_millis(12) }],
+            timeline: vec![Stage {
+                name: "vmm".to_owned(),
+                at: std::time::Duration::from_millis(5),
+                took: std::time::Duration::from_millis(12),
+            }],
             dir: PathBuf::from("/run/a3s-box/boxes/07"),
         }
     }
@@ -298,7 +303,7 @@ pub(super) mod tests {
     fn only_a_ready_box_is_ready() {
         let phases = [
             BoxPhase::Reserved,
-            BoxPhase::Networked,
+            BoxPhase::Prepared,
             BoxPhase::Booting,
             BoxPhase::Ready,
             BoxPhase::Stopping,
@@ -323,7 +328,7 @@ pub(super) mod tests {
         let info = sandbox_info(&a_box(BoxPhase::Ready));
         let parsed: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
         assert_eq!((&parsed["pid"], &parsed["backend"]), (&json!(42), &json!("qemu")));
-        assert_eq!(parsed["timeline"][0]["stage"], "vmm");
+        assert_eq!(parsed["timeline"][0], json!({ "stage": "vmm", "atMs": 5.0, "ms": 12.0 }));
         let info = container_info(&a_session(SessionPhase::Created));
         let parsed: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
         assert_eq!(parsed["pid"], 17);

@@ -9,15 +9,21 @@
 pub mod machine;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use a3s_box_core::BoxId;
+use a3s_box_core::network::PodNetwork;
 use a3s_box_core::spec::{NetworkMode, PodIdentity};
-use a3s_box_net::{Fallback, LocalConfig, NetConfig, NetMode, PodNetworking, Redirect, SetupRequest};
+use a3s_box_net::{
+    Fallback, LocalConfig, NetConfig, NetMode, PodNetworking, Redirect, SetupError, SetupRequest,
+    TeardownError, TeardownRequest,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
@@ -98,6 +104,56 @@ impl Site {
 
     pub fn networking(&self) -> PodNetworking {
         PodNetworking::new(self.config.clone())
+    }
+}
+
+/// What a daemon does to connect a pod.
+pub trait SetUp {
+    /// Prepares and connects it, and takes down what is there if that fails.
+    async fn setup(&self, request: SetupRequest) -> Result<PodNetwork, Failed>;
+}
+
+impl SetUp for PodNetworking {
+    async fn setup(&self, request: SetupRequest) -> Result<PodNetwork, Failed> {
+        let id = request.box_id.clone();
+        let connected = match self.prepare(request).await {
+            Ok(prepared) => prepared.connect().await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(network) => Ok(network),
+            Err(error) => {
+                let left_behind = self.teardown(TeardownRequest::of(id)).await;
+                Err(Failed { error, left_behind })
+            }
+        }
+    }
+}
+
+/// A set-up that failed, and what undoing it could not undo.
+#[derive(Debug)]
+pub struct Failed {
+    error: SetupError,
+    pub left_behind: Vec<TeardownError>,
+}
+
+impl Deref for Failed {
+    type Target = SetupError;
+
+    fn deref(&self) -> &SetupError {
+        &self.error
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Failed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
     }
 }
 

@@ -1,11 +1,14 @@
 //! A box's way up, as a chain of phases.
 //!
 //! ```text
-//!   Reserved ──connect──► Networked ──boot──► Booted ──configure──► LiveBox
-//!      │ fail                 │ fail             │ fail
-//!      ▼                      ▼                  ▼
-//!   directories, record ◄── network ◄────────── VM
+//!   Reserved ──prepare──► Prepared ──boot, connect──► Booted ──configure──► LiveBox
+//!      │ fail                 │ fail                     │ fail
+//!      ▼                      ▼                          ▼
+//!   directories, record ◄── network ◄────────────────── VM
 //! ```
+//!
+//! The guest boots while its network is made: it has NICs on taps that lead nowhere yet, and learns from the agent's
+//! configuration what they are.
 //!
 //! Each phase is a type. Its `fail` undoes what that phase holds and hands the rest to the phase before, so
 //! there is one place per object where it is undone, however the start ended. Everything
@@ -20,23 +23,24 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use a3s_box_core::BoxId;
 use a3s_box_core::lifecycle::BoxPhase;
-use a3s_box_core::network::{Address, Interface, PodNetwork};
-use a3s_box_core::spec::{IdRange, UserNamespace};
-use a3s_box_protocol::proto::{self, Ready};
-use a3s_box_protocol::{AGENT_IMAGE_PORT, PROTOCOL};
+use a3s_box_core::network::PodNetwork;
+use a3s_box_protocol::PROTOCOL;
+use a3s_box_protocol::proto::Ready;
 use a3s_box_vmm::error::MachineError;
-use a3s_box_vmm::{BoxPlan, Machine, PlanNetwork, PlanNic};
+use a3s_box_vmm::{BoxPlan, Machine};
 
 use super::live::{LiveBox, last_words};
-use super::release::{object, release};
+use super::plan::{configuration, nics, plan};
+use super::release::{end_vm, object, release};
 use crate::agent_client::Agent;
 use crate::api::Stage;
 use crate::cgroup;
-use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
-use crate::network::NetworkSetting;
+use crate::network::{NetworkSetting, PreparedNetwork};
 use crate::records::{BoxRecord, HostObject};
+use crate::scratch::disk_of;
 use crate::sessions::BoxFacts;
 use crate::shared::Shared;
 use crate::text::printable;
@@ -56,6 +60,7 @@ struct Work {
     record: BoxRecord,
     cancel: CancellationToken,
     publish: Box<dyn Fn(&BoxRecord) + Send + Sync>,
+    began: Instant,
 }
 
 impl Work {
@@ -82,23 +87,14 @@ impl Work {
         (self.publish)(&self.record);
     }
 
-    fn took(&mut self, name: &str, took: Duration) {
-        self.record.timeline.push(Stage { name: name.to_owned(), took });
+    /// Notes a stage that began at `since` and ends now.
+    fn took(&mut self, name: &str, since: Instant) {
+        let stage = self.stage(name, since);
+        self.record.timeline.push(stage);
     }
 
-    /// Waits for something that may be dropped half-way, unless the box is to be stopped.
-    async fn unless_cancelled<T>(
-        &self,
-        stage: FailedStage,
-        work: impl Future<Output = T>,
-    ) -> Result<T, RuntimeError> {
-        tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => {
-                Err(self.error(ErrorKind::FailedPrecondition, stage, "the pod sandbox was stopped while it was starting"))
-            }
-            done = work => Ok(done),
-        }
+    fn stage(&self, name: &str, since: Instant) -> Stage {
+        Stage { name: name.to_owned(), at: since.duration_since(self.began), took: since.elapsed() }
     }
 
     async fn undo(
@@ -113,18 +109,18 @@ impl Work {
 /// Its name is taken and its ledger is written.
 struct Reserved(Work);
 
-/// It has its network, its directories, its scratch disk and its cgroups.
-struct Networked {
+/// Its VM has all that it needs to start: directories, a scratch disk, cgroups, a network namespace.
+struct Prepared {
     before: Reserved,
     cgroups: Vec<PathBuf>,
+    /// Until it is connected.
+    network: Option<Box<dyn PreparedNetwork>>,
 }
 
-/// Its VM runs and its agent answers.
+/// Its VM runs, its agent answers, and it has its network.
 struct Booted {
-    before: Networked,
+    before: Prepared,
     live: Arc<LiveBox>,
-    /// Until its guest is up, others wait for it.
-    _turn: OwnedSemaphorePermit,
 }
 
 /// Brings a box up. `publish` is told of every phase.
@@ -134,11 +130,28 @@ pub(crate) async fn bring_up(
     cancel: CancellationToken,
     publish: Box<dyn Fn(&BoxRecord) + Send + Sync>,
 ) -> Result<(BoxRecord, Arc<LiveBox>), Box<Failed>> {
-    let work = Work { shared, record, cancel, publish };
+    let work = Work { shared, record, cancel, publish, began: Instant::now() };
     let reserved = Reserved::reserve(work).await?;
-    let networked = reserved.connect().await?;
-    let booted = networked.boot().await?;
+    let prepared = reserved.prepare().await?;
+    let booted = prepared.boot().await?;
     booted.configure().await
+}
+
+/// Waits for something that may be dropped half-way, unless the box is to be stopped.
+async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    id: &BoxId,
+    stage: FailedStage,
+    work: impl Future<Output = T>,
+) -> Result<T, RuntimeError> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {
+            let why = "the pod sandbox was stopped while it was starting";
+            Err(RuntimeError::new(ErrorKind::FailedPrecondition, stage, object(id), why))
+        }
+        done = work => Ok(done),
+    }
 }
 
 impl Reserved {
@@ -149,18 +162,20 @@ impl Reserved {
             return Err(Box::new(Failed { error, record: work.record }));
         }
         let saved = work.save(FailedStage::Reserve).await;
-        work.took("reserve", start.elapsed());
+        work.took("reserve", start);
         match saved {
             Ok(()) => Ok(Self(work)),
             Err(error) => Err(Self(work).fail(error).await),
         }
     }
 
-    async fn connect(mut self) -> Result<Networked, Box<Failed>> {
-        match self.0.connect().await {
-            Ok(cgroups) => Ok(Networked { before: self, cgroups }),
+    async fn prepare(mut self) -> Result<Prepared, Box<Failed>> {
+        match self.0.prepare().await {
+            Ok((cgroups, network)) => Ok(Prepared { before: self, cgroups, network }),
             // The network may be half made: it is undone as if it were whole.
-            Err(error) => Err(Networked { before: self, cgroups: Vec::new() }.fail(error).await),
+            Err(error) => {
+                Err(Prepared { before: self, cgroups: Vec::new(), network: None }.fail(None, error).await)
+            }
         }
     }
 
@@ -170,76 +185,77 @@ impl Reserved {
     }
 }
 
-impl Networked {
+impl Prepared {
+    /// Boots the guest and connects its network side by side. What fails first ends the other.
     async fn boot(mut self) -> Result<Booted, Box<Failed>> {
-        let turn = match self.before.0.await_turn().await {
-            Ok(turn) => turn,
-            Err(error) => return Err(self.fail(error).await),
-        };
         let work = &mut self.before.0;
-        let plan = plan(work, std::mem::take(&mut self.cgroups));
-        work.record.plan = Some(plan.clone());
+        let (cancel, id) = (work.cancel.clone(), work.record.id.clone());
+        let network = self.network.take();
+        let namespace = network.as_ref().map(|network| network.namespace().clone());
+        let cgroups = std::mem::take(&mut self.cgroups);
+        let plan = plan(&work.shared.config, &work.record, cgroups, namespace.as_ref());
         work.enter(BoxPhase::Booting);
-        let start = Instant::now();
-        let launched = work.shared.vmm.launch(&plan).await;
-        work.took("vmm", start.elapsed());
-        let machine: Arc<dyn Machine> = match launched {
-            Ok(machine) => Arc::from(machine),
-            Err(error) => {
-                let error = work.caused(ErrorKind::Internal, FailedStage::Vmm, error);
-                return Err(self.fail(error).await);
+        let mut started = None;
+        let up = async {
+            let connecting = connect(&id, network, work.began);
+            let (connected, machine) = tokio::try_join!(connecting, work.boot(&plan, &mut started))?;
+            if let Some((network, stage)) = connected {
+                work.record.timeline.push(stage);
+                work.record.network = Some(network);
+            }
+            match work.with_all_nics(plan) {
+                None => Ok(machine),
+                Some(plan) => work.boot_again(&plan, &mut started).await,
             }
         };
-        work.record.machine = Some(machine.facts());
+        let machine = match unless_cancelled(&cancel, &id, FailedStage::Boot, up).await {
+            Ok(Ok(machine)) => machine,
+            Ok(Err(error)) | Err(error) => return Err(self.fail(started, error).await),
+        };
+        work.record.timeline.sort_by_key(|stage| stage.at);
         let live = Arc::new(LiveBox {
             agent: Agent::new(machine.clone(), work.shared.config.call_limit),
             facts: BoxFacts::of(&work.record),
             network: work.record.network.clone(),
             machine,
         });
-        let booted = Booted { before: self, live, _turn: turn };
-        booted.await_agent().await
+        Ok(Booted { before: self, live })
     }
 
-    async fn fail(mut self, error: RuntimeError) -> Box<Failed> {
+    async fn fail(mut self, machine: Option<Arc<dyn Machine>>, error: RuntimeError) -> Box<Failed> {
+        // Whoever is half-way connected would keep the network from being taken down.
+        self.network = None;
+        let ended = self.before.0.undo(machine.as_ref(), |held| matches!(held, HostObject::Vmm)).await;
+        let error = error.with_leftovers(&ended);
         let left = self.before.0.undo(None, |held| matches!(held, HostObject::Network)).await;
         self.before.fail(error.with_leftovers(&left)).await
     }
 }
 
-impl Booted {
-    async fn await_agent(mut self) -> Result<Self, Box<Failed>> {
-        let start = Instant::now();
-        let live = self.live.clone();
-        let work = &mut self.before.before.0;
-        let limit = work.shared.config.boot_limit;
-        // The record is written while the guest boots.
-        let waited = tokio::join!(
-            work.unless_cancelled(FailedStage::Boot, live.machine.ready(limit)),
-            work.save(FailedStage::Vmm)
-        );
-        let ready = match waited {
-            (Ok(Ok(ready)), Ok(())) => ready,
-            (Ok(Err(error)), _) => {
-                let error = boot_error(work, error);
-                return Err(self.fail(error).await);
-            }
-            (Err(error), _) | (_, Err(error)) => return Err(self.fail(error).await),
-        };
-        let booted = start.elapsed();
-        match work.accept(&ready, booted) {
-            Ok(()) => Ok(self),
-            Err(error) => Err(self.fail(error).await),
-        }
-    }
+/// Connects a box that is to have a network.
+async fn connect(
+    id: &BoxId,
+    network: Option<Box<dyn PreparedNetwork>>,
+    began: Instant,
+) -> Result<Option<(PodNetwork, Stage)>, RuntimeError> {
+    let Some(network) = network else { return Ok(None) };
+    let start = Instant::now();
+    let network = network.connect().await.map_err(|error| {
+        RuntimeError::caused(ErrorKind::Unavailable, FailedStage::Network, object(id), error)
+    })?;
+    let name = "network".to_owned();
+    Ok(Some((network, Stage { name, at: start.duration_since(began), took: start.elapsed() })))
+}
 
+impl Booted {
     async fn configure(mut self) -> Result<(BoxRecord, Arc<LiveBox>), Box<Failed>> {
         let start = Instant::now();
         let live = self.live.clone();
         let work = &mut self.before.before.0;
+        let configuring = live.agent.configure(configuration(&work.record));
         let configured =
-            work.unless_cancelled(FailedStage::Configure, live.agent.configure(request(&work.record))).await;
-        work.took("configure", start.elapsed());
+            unless_cancelled(&work.cancel, &work.record.id, FailedStage::Configure, configuring).await;
+        work.took("configure", start);
         let error = match configured {
             Ok(Ok(())) => {
                 work.record.phase = BoxPhase::Ready;
@@ -257,38 +273,84 @@ impl Booted {
         Err(self.fail(error).await)
     }
 
-    async fn fail(mut self, error: RuntimeError) -> Box<Failed> {
+    async fn fail(self, error: RuntimeError) -> Box<Failed> {
         let machine = self.live.machine.clone();
-        let left = self.before.before.0.undo(Some(&machine), |held| matches!(held, HostObject::Vmm)).await;
-        self.before.fail(error.with_leftovers(&left)).await
+        self.before.fail(Some(machine), error).await
     }
 }
 
 impl Work {
-    /// Directories and scratch disk, cgroups, and network, side by side. All run to their end, so that nothing
+    /// Directories and scratch disk, cgroups, and network namespace, side by side. All run to their end, so that nothing
     /// is made while it is undone.
-    async fn connect(&mut self) -> Result<Vec<PathBuf>, RuntimeError> {
+    async fn prepare(&mut self) -> Result<(Vec<PathBuf>, Option<Box<dyn PreparedNetwork>>), RuntimeError> {
         let (scratch, cgroups, network) =
-            tokio::join!(self.make_scratch(), self.make_cgroups(), self.make_network());
-        let (network, network_took) = network?;
-        self.record.timeline.extend(network_took);
-        let scratch_took = scratch?;
-        self.took("scratch", scratch_took);
-        self.record.network = network;
-        self.enter(BoxPhase::Networked);
-        cgroups
+            tokio::join!(self.make_scratch(), self.make_cgroups(), self.make_namespace());
+        let (network, stage) = network?;
+        self.record.timeline.extend(stage);
+        self.record.timeline.push(scratch?);
+        self.enter(BoxPhase::Prepared);
+        Ok((cgroups?, network))
     }
 
-    /// The box's turn to boot. Its network is there already, so that a turn is used for booting only.
+    /// Boots the guest and waits for its agent. `started` has the VM as soon as there is one, so that it can be ended
+    /// whatever becomes of this.
+    async fn boot(
+        &mut self,
+        plan: &BoxPlan,
+        started: &mut Option<Arc<dyn Machine>>,
+    ) -> Result<Arc<dyn Machine>, RuntimeError> {
+        // Until its guest is up, others wait for it.
+        let _turn = self.await_turn().await?;
+        self.record.plan = Some(plan.clone());
+        let start = Instant::now();
+        let launched = self.shared.vmm.launch(plan).await;
+        self.took("vmm", start);
+        let machine: Arc<dyn Machine> = match launched {
+            Ok(machine) => Arc::from(machine),
+            Err(error) => return Err(self.caused(ErrorKind::Internal, FailedStage::Vmm, error)),
+        };
+        *started = Some(machine.clone());
+        self.record.machine = Some(machine.facts());
+        let start = Instant::now();
+        let ready = machine.ready(self.shared.config.boot_limit).await;
+        self.took("boot", start);
+        self.accept(&ready.map_err(|error| boot_error(self, error))?, start)?;
+        Ok(machine)
+    }
+
+    /// A new plan for a pod that has more interfaces than its VM has NICs: none can be plugged into a guest that runs.
+    fn with_all_nics(&self, mut plan: BoxPlan) -> Option<BoxPlan> {
+        let interfaces = &self.record.network.as_ref()?.interfaces;
+        let network = plan.network.as_mut()?;
+        if network.nics.len() >= interfaces.len() {
+            return None;
+        }
+        network.nics = nics(interfaces.iter().map(|interface| &interface.tap));
+        Some(plan)
+    }
+
+    async fn boot_again(
+        &mut self,
+        plan: &BoxPlan,
+        started: &mut Option<Arc<dyn Machine>>,
+    ) -> Result<Arc<dyn Machine>, RuntimeError> {
+        tracing::info!(id = %self.record.id, "the pod has more interfaces than the one before it; its guest boots again");
+        if let Some(machine) = started.as_ref() {
+            end_vm(&self.shared, &self.record, Some(machine)).await?;
+        }
+        *started = None;
+        self.boot(plan, started).await
+    }
+
+    /// The box's turn to boot.
     async fn await_turn(&mut self) -> Result<OwnedSemaphorePermit, RuntimeError> {
         let start = Instant::now();
-        let turn = self.shared.boots.clone().acquire_owned();
-        let turn = self.unless_cancelled(FailedStage::Boot, turn).await?;
-        self.took("turn", start.elapsed());
+        let turn = self.shared.boots.clone().acquire_owned().await;
+        self.took("turn", start);
         turn.map_err(|closed| self.caused(ErrorKind::Unavailable, FailedStage::Boot, closed))
     }
 
-    async fn make_scratch(&self) -> Result<Duration, RuntimeError> {
+    async fn make_scratch(&self) -> Result<Stage, RuntimeError> {
         let start = Instant::now();
         let directories: Vec<PathBuf> = self
             .record
@@ -305,12 +367,12 @@ impl Work {
         let made = spawn_blocking(move || directories.iter().try_for_each(private_dir)).await;
         made.unwrap_or_else(|aborted| Err(std::io::Error::other(aborted)))
             .map_err(|error| self.caused(ErrorKind::Internal, FailedStage::Scratch, error))?;
-        let target = scratch_path(&self.shared, &self.record);
+        let target = disk_of(&self.shared.config.state_dir, &self.record.id);
         self.shared.scratches.make(self.record.spec.size.scratch_mib, target).await.map_err(|error| {
             let kind = if error.is_full() { ErrorKind::ResourceExhausted } else { ErrorKind::Internal };
             self.caused(kind, FailedStage::Scratch, error)
         })?;
-        Ok(start.elapsed())
+        Ok(self.stage("scratch", start))
     }
 
     async fn make_cgroups(&self) -> Result<Vec<PathBuf>, RuntimeError> {
@@ -332,24 +394,25 @@ impl Work {
             .map_err(|aborted| self.caused(ErrorKind::Internal, FailedStage::Vmm, aborted))
     }
 
-    async fn make_network(&self) -> Result<(Option<PodNetwork>, Option<Stage>), RuntimeError> {
+    async fn make_namespace(
+        &self,
+    ) -> Result<(Option<Box<dyn PreparedNetwork>>, Option<Stage>), RuntimeError> {
         let NetworkSetting::Pods(pods) = &self.shared.config.network else { return Ok((None, None)) };
         let start = Instant::now();
-        let setup = self
-            .unless_cancelled(FailedStage::Network, pods.setup(&self.record.id, &self.record.spec))
-            .await?;
+        let preparing = pods.prepare(&self.record.id, &self.record.spec);
+        let prepared =
+            unless_cancelled(&self.cancel, &self.record.id, FailedStage::Network, preparing).await?;
         let network =
-            setup.map_err(|error| self.caused(ErrorKind::Unavailable, FailedStage::Network, error))?;
-        Ok((Some(network), Some(Stage { name: "network".to_owned(), took: start.elapsed() })))
+            prepared.map_err(|error| self.caused(ErrorKind::Unavailable, FailedStage::Network, error))?;
+        Ok((Some(network), Some(self.stage("netns", start))))
     }
 
     /// Takes over what the guest says of itself.
-    fn accept(&mut self, ready: &Ready, booted: Duration) -> Result<(), RuntimeError> {
-        self.took("boot", booted);
-        if ready.protocol != PROTOCOL && ready.protocol + 1 != PROTOCOL {
+    fn accept(&mut self, ready: &Ready, start: Instant) -> Result<(), RuntimeError> {
+        if ready.protocol != PROTOCOL {
             let message = format!(
-                "the guest's agent speaks protocol {}, this program {PROTOCOL} and the one before; \
-                 install kernel, initramfs and daemon of one version",
+                "the guest's agent speaks protocol {}, this program {PROTOCOL}; install kernel, initramfs and daemon of \
+                 one version",
                 ready.protocol
             );
             return Err(self.error(ErrorKind::FailedPrecondition, FailedStage::Boot, message));
@@ -357,9 +420,13 @@ impl Work {
         self.record.kernel_release = printable(&ready.kernel_release, 128);
         let mut before = Duration::ZERO;
         for stage in ready.stages.iter().take(MAX_GUEST_STAGES) {
-            let at = Duration::from_micros(stage.at_us);
-            self.took(&format!("guest/{}", printable(&stage.name, 32)), at.saturating_sub(before));
-            before = at.max(before);
+            let until = Duration::from_micros(stage.at_us);
+            self.record.timeline.push(Stage {
+                name: format!("guest/{}", printable(&stage.name, 32)),
+                at: start.duration_since(self.began) + before,
+                took: until.saturating_sub(before),
+            });
+            before = until.max(before);
         }
         Ok(())
     }
@@ -388,39 +455,9 @@ fn plan_ledger(work: &mut Work) -> Result<(), RuntimeError> {
         ledger.push(HostObject::Network);
     }
     ledger.push(HostObject::Vmm);
-    work.record.plan = Some(plan(work, Vec::new()));
+    work.record.plan = Some(plan(&work.shared.config, &work.record, Vec::new(), None));
     work.record.ledger = ledger;
     Ok(())
-}
-
-fn scratch_path(shared: &Shared, record: &BoxRecord) -> PathBuf {
-    crate::scratch::disk_of(&shared.config.state_dir, &record.id)
-}
-
-fn plan(work: &Work, cgroups: Vec<PathBuf>) -> BoxPlan {
-    let (config, record) = (&work.shared.config, &work.record);
-    BoxPlan {
-        id: record.id.clone(),
-        dir: record.dir.clone(),
-        vcpus: record.spec.size.vcpus,
-        memory_mib: record.spec.size.memory_mib,
-        kernel: config.kernel.clone(),
-        initramfs: config.initramfs.clone(),
-        cmdline: config.cmdline.clone(),
-        scratch: scratch_path(&work.shared, record),
-        network: record.network.as_ref().map(plan_network),
-        cgroups,
-        guest_ports: vec![AGENT_IMAGE_PORT],
-    }
-}
-
-fn plan_network(network: &PodNetwork) -> PlanNetwork {
-    let nic = |interface: &Interface| PlanNic {
-        tap: interface.tap.clone(),
-        mac: interface.mac,
-        mtu: interface.mtu,
-    };
-    PlanNetwork { netns: network.netns.clone(), nics: network.interfaces.iter().map(nic).collect() }
 }
 
 fn boot_error(work: &Work, error: MachineError) -> RuntimeError {
@@ -431,48 +468,4 @@ fn boot_error(work: &Work, error: MachineError) -> RuntimeError {
         }
     };
     work.caused(kind, FailedStage::Boot, error)
-}
-
-fn request(record: &BoxRecord) -> proto::ConfigureSandboxRequest {
-    proto::ConfigureSandboxRequest {
-        hostname: record.hostname().to_owned(),
-        sysctls: record.spec.sysctls.clone().into_iter().collect(),
-        interfaces: record.network.iter().flat_map(|network| &network.interfaces).map(interface).collect(),
-        shm_bytes: 0,
-        unix_time_ns: now_ns().unsigned_abs(),
-        user_namespace: record.spec.user_namespace.as_ref().map(user_namespace),
-    }
-}
-
-fn user_namespace(users: &UserNamespace) -> proto::UserNamespace {
-    let range = |ids: IdRange| Some(proto::IdRange { start: ids.start, count: ids.count });
-    proto::UserNamespace { uids: range(users.uids), gids: range(users.gids) }
-}
-
-fn interface(interface: &Interface) -> proto::NetworkInterface {
-    proto::NetworkInterface {
-        name: interface.name.clone(),
-        mac: interface.mac.to_vec(),
-        mtu: interface.mtu,
-        addresses: interface.addresses.iter().map(ip_network).collect(),
-        routes: interface
-            .routes
-            .iter()
-            .map(|route| proto::Route {
-                destination: Some(ip_network(&route.destination)),
-                gateway: route.gateway.map(octets).unwrap_or_default(),
-            })
-            .collect(),
-    }
-}
-
-fn ip_network(address: &Address) -> proto::IpNetwork {
-    proto::IpNetwork { ip: octets(address.ip), prefix: u32::from(address.prefix) }
-}
-
-fn octets(ip: std::net::IpAddr) -> Vec<u8> {
-    match ip {
-        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
 }

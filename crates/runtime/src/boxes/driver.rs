@@ -422,6 +422,7 @@ async fn await_exits(sessions: &[Arc<SessionEntry>]) {
 }
 
 fn timeline(record: &BoxRecord) -> String {
-    let stages = record.timeline.iter().map(|stage| format!("{} {:.1?}", stage.name, stage.took));
+    let stages =
+        record.timeline.iter().map(|stage| format!("{} {:.1?}+{:.1?}", stage.name, stage.at, stage.took));
     stages.collect::<Vec<_>>().join(", ")
 }

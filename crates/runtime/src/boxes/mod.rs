@@ -4,6 +4,7 @@ mod bring_up;
 mod driver;
 mod live;
 mod owed;
+mod plan;
 mod release;
 
 pub(crate) use driver::{BoxCommand, BoxDriver, BoxStart};

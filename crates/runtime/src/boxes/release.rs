@@ -63,7 +63,8 @@ pub(crate) async fn release(
     errors
 }
 
-async fn end_vm(
+/// Ends the VM of a box, the given one or the one that is found, and waits until it is gone.
+pub(crate) async fn end_vm(
     shared: &Shared,
     record: &BoxRecord,
     machine: Option<&Arc<dyn Machine>>,

@@ -89,6 +89,7 @@ impl Vmm for FakeVmm {
         let machine = Arc::new(FakeMachine {
             guest: Guest::start(self.faults.clone(), self.guests.clone(), exit.clone()),
             facts,
+            taps: plan.network.iter().flat_map(|network| &network.nics).map(|nic| nic.tap.clone()).collect(),
             faults: self.faults.clone(),
             boot: self.boot.subscribe(),
             exit,
@@ -113,6 +114,8 @@ impl Vmm for FakeVmm {
 pub struct FakeMachine {
     pub guest: Arc<Guest>,
     pub facts: MachineFacts,
+    /// The taps of its NICs.
+    pub taps: Vec<String>,
     faults: Arc<Faults>,
     boot: watch::Receiver<Boot>,
     exit: watch::Sender<Option<MachineExit>>,

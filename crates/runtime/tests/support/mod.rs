@@ -12,18 +12,20 @@ pub mod machine;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use a3s_box_core::image::{ImageConfig, Layer, ResolvedImage};
-use a3s_box_core::network::{Interface, InterfaceUsage, PodNetwork, Traffic};
+use a3s_box_core::network::{Interface, InterfaceUsage, PodNamespace, PodNetwork, Traffic};
 use a3s_box_core::spec::{BoxSize, BoxSpec, MountSource, MountSpec, PodIdentity, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::{Change, Record, Storage, StorageError, Table};
 use a3s_box_core::{BoxId, SessionId};
-use a3s_box_runtime::network::NetworkFault;
+use a3s_box_runtime::network::{NetworkFault, PreparedNetwork};
 use a3s_box_runtime::{
     BoxManager, NetworkReadiness, NetworkSetting, PodNetworks, RuntimeConfig, RuntimeError,
 };
@@ -93,25 +95,54 @@ pub struct FakeNetworks {
     pub held: Mutex<BTreeSet<BoxId>>,
     /// What a new daemon asked it: `check <id>`, `collect`.
     pub asked: Mutex<Vec<String>>,
+    /// How many a pod gets; one is expected.
+    pub interfaces: AtomicU8,
+    /// Whether it answers when pods are to be connected.
+    pub answers: watch::Sender<bool>,
     /// Whose network is not as it was.
     pub broken: Mutex<BTreeSet<BoxId>>,
 }
 
+/// What the adapter has prepared for a box.
+struct FakeNamespace {
+    faults: Arc<Faults>,
+    namespace: PodNamespace,
+    interfaces: u8,
+    answers: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl PreparedNetwork for FakeNamespace {
+    fn namespace(&self) -> &PodNamespace {
+        &self.namespace
+    }
+
+    async fn connect(mut self: Box<Self>) -> Result<PodNetwork, NetworkFault> {
+        self.answers.wait_for(|answers| *answers).await.unwrap();
+        self.faults.hit("network connect").map_err(|error| NetworkFault(Box::new(error)))?;
+        let interface = |n: u8| Interface {
+            name: format!("eth{n}"),
+            mac: [2, 0, 0, 0, 0, 1 + n],
+            mtu: 1500,
+            addresses: vec![a3s_box_core::network::Address { ip: [10, 9, 8, 7 + n].into(), prefix: 24 }],
+            routes: Vec::new(),
+            tap: format!("tap{n}"),
+        };
+        let interfaces = (0..self.interfaces).map(interface).collect();
+        Ok(PodNetwork { netns: self.namespace.netns, interfaces, dns: None })
+    }
+}
+
 #[async_trait]
 impl PodNetworks for FakeNetworks {
-    async fn setup(&self, id: &BoxId, _spec: &BoxSpec) -> Result<PodNetwork, NetworkFault> {
+    async fn prepare(&self, id: &BoxId, _spec: &BoxSpec) -> Result<Box<dyn PreparedNetwork>, NetworkFault> {
         self.held.lock().unwrap().insert(id.clone());
-        let interface = Interface {
-            name: "eth0".to_owned(),
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            addresses: vec![a3s_box_core::network::Address { ip: "10.9.8.7".parse().unwrap(), prefix: 24 }],
-            routes: Vec::new(),
-            tap: "tap0".to_owned(),
-        };
         // Half made: the caller must take it down.
-        self.faults.hit("network setup").map_err(|error| NetworkFault(Box::new(error)))?;
-        Ok(PodNetwork { netns: "/var/run/netns/fake".into(), interfaces: vec![interface], dns: None })
+        self.faults.hit("network prepare").map_err(|error| NetworkFault(Box::new(error)))?;
+        let namespace = PodNamespace { netns: "/var/run/netns/fake".into(), taps: vec!["tap0".to_owned()] };
+        let (faults, interfaces) = (self.faults.clone(), self.interfaces.load(Ordering::Relaxed));
+        let answers = self.answers.subscribe();
+        Ok(Box::new(FakeNamespace { faults, namespace, interfaces, answers }))
     }
 
     async fn held(&self) -> Result<Vec<BoxId>, NetworkFault> {
@@ -180,6 +211,8 @@ impl World {
         Self {
             dir: tempfile::tempdir().unwrap(),
             networks: Arc::new(FakeNetworks {
+                interfaces: AtomicU8::new(1),
+                answers: watch::Sender::new(true),
                 faults: faults.clone(),
                 held: Mutex::default(),
                 asked: Mutex::default(),

@@ -86,7 +86,7 @@ fn processor(accel: Accel) -> &'static str {
 
 fn nic_device(index: usize, nic: &PlanNic) -> String {
     let mac = nic.mac.map(|octet| format!("{octet:02x}")).join(":");
-    format!("virtio-net-device,netdev=net{index},mac={mac},host_mtu={}", nic.mtu)
+    format!("virtio-net-device,netdev=net{index},mac={mac}")
 }
 
 /// Arguments of `virtiofsd`, which inherits a listening socket.
@@ -143,15 +143,13 @@ mod tests {
 
     #[test]
     fn every_nic_gets_its_own_tap_in_order() {
-        let nic = |octet| PlanNic { tap: "unused".to_owned(), mac: [2, 0, 0, 0, 0, octet], mtu: 1450 };
+        let nic = |place| PlanNic::new(place, "unused".to_owned());
         let network = PlanNetwork { netns: "/run/netns/x".into(), nics: vec![nic(0x0a), nic(0xff)] };
         let args = arguments(&BoxPlan { network: Some(network), ..plan() }, Accel::Tcg, vec![11, 12]);
-        let first = args.find(
-            "tap,id=net0,fd=11 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:0a,host_mtu=1450",
-        );
-        let second = args.find(
-            "tap,id=net1,fd=12 -device virtio-net-device,netdev=net1,mac=02:00:00:00:00:ff,host_mtu=1450",
-        );
+        let first =
+            args.find("tap,id=net0,fd=11 -device virtio-net-device,netdev=net0,mac=02:a3:5b:00:00:0a");
+        let second =
+            args.find("tap,id=net1,fd=12 -device virtio-net-device,netdev=net1,mac=02:a3:5b:00:00:ff");
         assert!(first.is_some() && first < second, "{args}");
     }
 
