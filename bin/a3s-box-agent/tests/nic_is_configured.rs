@@ -23,7 +23,7 @@ fn a_nic_gets_its_name_addresses_and_routes_and_a_repetition_changes_nothing() {
         return;
     }
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    ip(&["link", "add", "first", "address", "02:00:00:00:00:07", "type", "veth", "peer", "name", "other"]);
+    ip(&["link", "add", "first", "address", "02:00:00:00:00:99", "type", "veth", "peer", "name", "other"]);
     let v6 = |last: u8| {
         let mut octets = [0; 16];
         (octets[0], octets[1], octets[15]) = (0xfd, 0, last);
@@ -32,6 +32,7 @@ fn a_nic_gets_its_name_addresses_and_routes_and_a_repetition_changes_nothing() {
     let interface = NetworkInterface {
         name: "eth0".to_owned(),
         mac: vec![2, 0, 0, 0, 0, 7],
+        device_mac: vec![2, 0, 0, 0, 0, 0x99],
         mtu: 1400,
         addresses: vec![network(&[10, 88, 0, 5], 16), network(&v6(5), 64)],
         // The gateway's route comes first here and last in the kernel.
@@ -45,10 +46,14 @@ fn a_nic_gets_its_name_addresses_and_routes_and_a_repetition_changes_nothing() {
     for _ in 0..2 {
         netlink::configure(&interface).unwrap();
         let addresses = ip(&["addr", "show", "eth0"]);
-        for expected in ["mtu 1400", "UP", "inet 10.88.0.5/16", "inet6 fd00::5/64"] {
+        for expected in
+            ["link/ether 02:00:00:00:00:07", "mtu 1400", "UP", "inet 10.88.0.5/16", "inet6 fd00::5/64"]
+        {
             assert!(addresses.contains(expected), "{expected}: {addresses}");
         }
         assert!(!addresses.contains("inet6 fd00::5/64 scope global tentative"), "{addresses}");
+        // The link-local address is made from the MAC address.
+        assert!(!addresses.contains(":99"), "{addresses}");
         assert!(ip(&["addr", "show", "lo"]).contains("inet 127.0.0.1/8"));
         let routes = ip(&["route"]);
         assert!(routes.contains("default via 169.254.1.1 dev eth0"), "{routes}");
