@@ -18,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 
 use a3s_box_protocol::{SHARE_IMAGES, SHARE_VOLUMES};
 use a3s_box_vmm::launch::{Accel, CONSOLE_LOG, Hypervisor, LaunchSpec, QemuSpec, VMM_LOG, VSOCK_DIR, jail};
+use a3s_box_vmm::qemu::args;
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::mount::{
@@ -36,8 +37,8 @@ pub(crate) struct Opened {
     pub(crate) logs: Vec<File>,
     /// The scratch disk, for an emulator that may not open it; a trial has none.
     pub(crate) scratch: Option<File>,
-    /// The taps of the plan's NICs, for an emulator that may not open them.
-    pub(crate) taps: Vec<File>,
+    /// The queues of the taps of the plan's NICs, for an emulator that may not open them.
+    pub(crate) taps: Vec<Vec<File>>,
 }
 
 impl Opened {
@@ -62,12 +63,15 @@ impl Opened {
     }
 }
 
-fn taps(spec: &LaunchSpec) -> anyhow::Result<Vec<File>> {
+fn taps(spec: &LaunchSpec) -> anyhow::Result<Vec<Vec<File>>> {
     let mut nics = spec.plan.network.iter().flat_map(|network| &network.nics);
     match &spec.hypervisor {
         // It opens them by name, when the guest first uses them.
         Hypervisor::Libkrun => nics.try_for_each(|nic| tap::own(&nic.tap)).map(|()| Vec::new()),
-        Hypervisor::Qemu(_) => nics.map(|nic| tap::open(&nic.tap)).collect(),
+        Hypervisor::Qemu(qemu) => {
+            let queues = args::queues(&spec.plan, qemu.accel);
+            nics.map(|nic| tap::open_queues(&nic.tap, queues)).collect()
+        }
     }
 }
 

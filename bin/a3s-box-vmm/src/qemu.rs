@@ -85,13 +85,13 @@ fn emulator(
     cmdline: &str,
     console: File,
     scratch: Option<File>,
-    taps: Vec<File>,
+    taps: Vec<Vec<File>>,
 ) -> anyhow::Result<Child> {
-    [&console].into_iter().chain(&scratch).chain(&taps).try_for_each(inherit)?;
+    [&console].into_iter().chain(&scratch).chain(taps.iter().flatten()).try_for_each(inherit)?;
     let inherited = Inherited {
         scratch: scratch.as_ref().map(AsRawFd::as_raw_fd),
         console: console.as_raw_fd(),
-        taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        taps: taps.iter().map(|queues| queues.iter().map(AsRawFd::as_raw_fd).collect()).collect(),
     };
     let mut command = command(&qemu.emulator);
     command.args(args::emulator(plan, qemu, cmdline, &inherited)).uid(qemu.uid).gid(qemu.uid);

@@ -8,11 +8,16 @@ use anyhow::{Context, bail};
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
 
+/// Opens the multi-queue tap `name` of the current network namespace, once for each queue.
+pub(crate) fn open_queues(name: &str, queues: u8) -> anyhow::Result<Vec<File>> {
+    (0..queues).map(|_| open(name, libc::IFF_MULTI_QUEUE)).collect()
+}
+
 /// Opens the tap `name` of the current network namespace, with virtio headers on its packets.
-pub(crate) fn open(name: &str) -> anyhow::Result<File> {
+fn open(name: &str, flags: libc::c_int) -> anyhow::Result<File> {
     let path = "/dev/net/tun";
     let tun = OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("open {path}"))?;
-    attach(&tun, name).with_context(|| format!("attach to the tap {name:?}"))?;
+    attach(&tun, name, flags).with_context(|| format!("attach to the tap {name:?}"))?;
     Ok(tun)
 }
 
@@ -20,7 +25,7 @@ pub(crate) fn open(name: &str) -> anyhow::Result<File> {
 /// belongs to nobody may be opened by anybody differs between kernels.
 #[allow(unsafe_code)]
 pub(crate) fn own(name: &str) -> anyhow::Result<()> {
-    let tap = open(name)?;
+    let tap = open(name, 0)?;
     let uid = libc::c_ulong::from(rustix::process::geteuid().as_raw());
     // SAFETY: this request takes a number.
     if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOWNER as _, uid) } != 0 {
@@ -30,7 +35,7 @@ pub(crate) fn own(name: &str) -> anyhow::Result<()> {
 }
 
 #[allow(unsafe_code)]
-fn attach(tun: &File, name: &str) -> anyhow::Result<()> {
+fn attach(tun: &File, name: &str, flags: libc::c_int) -> anyhow::Result<()> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', '%']) {
         bail!("that is no name of a tap");
     }
@@ -39,7 +44,8 @@ fn attach(tun: &File, name: &str) -> anyhow::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
     // SAFETY: the kernel reads and writes one ifreq, which `request` is.
     if unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &raw mut request) } != 0 {
         return Err(std::io::Error::last_os_error().into());

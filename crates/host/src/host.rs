@@ -98,7 +98,7 @@ pub async fn start_boxes(
             set => set,
         },
         runtime_handlers: config.runtime_handlers.clone(),
-        network: networks::setting(config),
+        network: networks::setting(config, vmm.kind()),
         ..RuntimeConfig::new(config.run_dir.clone(), config.root.clone(), kernel, initramfs)
     };
     Ok(BoxManager::start(runtime, storage, vmm).await?)

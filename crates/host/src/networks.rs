@@ -12,14 +12,17 @@ use a3s_box_net::{
 use a3s_box_runtime::network::{NetworkFault, PreparedNetwork};
 use a3s_box_runtime::{NetworkReadiness, NetworkSetting, PodNetworks};
 
+use a3s_box_vmm::BackendKind;
+
 use crate::config::{Config, NetworkFallback, NetworkMode};
 
-/// The network of a configuration.
-pub(crate) fn setting(config: &Config) -> NetworkSetting {
+/// The network of a configuration, for the boxes of a hypervisor.
+pub(crate) fn setting(config: &Config, backend: BackendKind) -> NetworkSetting {
     match config.network.mode {
         NetworkMode::None => NetworkSetting::None,
         NetworkMode::Cni | NetworkMode::Local => {
-            NetworkSetting::Pods(std::sync::Arc::new(Networks(PodNetworking::new(net_config(config)))))
+            let config = NetConfig { multi_queue: backend == BackendKind::Qemu, ..net_config(config) };
+            NetworkSetting::Pods(std::sync::Arc::new(Networks(PodNetworking::new(config))))
         }
     }
 }
@@ -147,7 +150,7 @@ mod tests {
         let plugin = "#!/bin/sh\n[ -e \"$0.up\" ] || { echo '{ \"code\": 50, \"msg\": \"agent is starting\" }'; exit 1; }\n";
         fs::write(at("bin/p"), plugin).unwrap();
         fs::set_permissions(at("bin/p"), fs::Permissions::from_mode(0o755)).unwrap();
-        let NetworkSetting::Pods(pods) = setting(&config) else { panic!("no network") };
+        let NetworkSetting::Pods(pods) = setting(&config, BackendKind::Libkrun) else { panic!("no network") };
 
         let readiness = pods.readiness().await;
         assert!(!readiness.ready && readiness.message.contains("no CNI configuration"), "{readiness:?}");

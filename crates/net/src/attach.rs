@@ -32,6 +32,9 @@ use crate::{names, tap, view};
 
 const REDIRECT: &str = "redirect its traffic (this needs the kernel's sch_ingress, cls_u32 and act_mirred; network.redirect = \"nft\" does without)";
 
+/// Taps that the daemon itself opens.
+const OURS: tap::Kind = tap::Kind { owner: None, multi_queue: false };
+
 /// Why a pod's interface could not be handed to a VM.
 #[derive(Debug, Error)]
 pub enum AttachError {
@@ -113,9 +116,9 @@ pub(crate) async fn make_taps(
     netns: &Path,
     turn: &Turn,
     taps: Vec<String>,
-    owner: Option<u32>,
+    kind: tap::Kind,
 ) -> Result<(), AttachError> {
-    let work = move || taps.iter().try_for_each(|tap| make_tap(tap, owner));
+    let work = move || taps.iter().try_for_each(|tap| make_tap(tap, kind));
     netns::run_inside(netns, turn, work).await?
 }
 
@@ -127,25 +130,24 @@ pub(crate) async fn attach(
     netns: &Path,
     turn: &Turn,
     interfaces: Vec<PodInterface>,
-    tap_owner: Option<u32>,
+    kind: tap::Kind,
     way: Way,
 ) -> Result<Vec<Interface>, AttachError> {
-    let work =
-        move || netlink::converse(async |handle| attach_here(&handle, interfaces, tap_owner, way).await);
+    let work = move || netlink::converse(async |handle| attach_here(&handle, interfaces, kind, way).await);
     netns::run_inside(netns, turn, work).await?
 }
 
 async fn attach_here(
     handle: &Handle,
     interfaces: Vec<PodInterface>,
-    tap_owner: Option<u32>,
+    kind: tap::Kind,
     way: Way,
 ) -> Result<Vec<Interface>, AttachError> {
     let lo = find(handle, "lo").await?;
     netlink::up(handle, lo.index).await.map_err(refused("lo", "set it up"))?;
     let mut done = Vec::new();
     for (number, pod) in interfaces.into_iter().enumerate() {
-        let (interface, link, end) = attach_one(handle, pod, names::tap(number), tap_owner).await?;
+        let (interface, link, end) = attach_one(handle, pod, names::tap(number), kind).await?;
         if let Way::Open { redirect, nft, nft_limit } = &way {
             let by_nft =
                 || Nft::find(nft, *nft_limit)?.run(&forwarding(&interface.name, &interface.tap), None);
@@ -155,7 +157,7 @@ async fn attach_here(
     }
     if let (Way::Guarded(egress), Some(mtu)) = (way, done.iter().map(|interface| interface.mtu).max()) {
         if egress.has_names() {
-            raise_tap(handle, DNS_TAP, mtu, None).await?;
+            raise_tap(handle, DNS_TAP, mtu, OURS).await?;
         }
         egress.enforce(&done)?;
     }
@@ -205,31 +207,31 @@ async fn attach_one(
     handle: &Handle,
     pod: PodInterface,
     tap: String,
-    owner: Option<u32>,
+    kind: tap::Kind,
 ) -> Result<(Interface, u32, u32), AttachError> {
     let link = find(handle, &pod.name).await?;
     let mac = link.mac.ok_or_else(|| AttachError::NotEthernet { interface: pod.name.clone() })?;
     // Read before anything is changed, so that the guest gets what the plugins have left.
     let routes = netlink::routes(handle, link.index).await.map_err(refused(&pod.name, "read its routes"))?;
-    let end = raise_tap(handle, &tap, link.mtu, owner).await?;
+    let end = raise_tap(handle, &tap, link.mtu, kind).await?;
     let (addresses, routes) = view::for_guest(&pod.addresses, &routes);
     let interface = Interface { name: pod.name, mac, mtu: link.mtu, addresses, routes, tap };
     Ok((interface, link.index, end.index))
 }
 
-fn make_tap(name: &str, owner: Option<u32>) -> Result<(), AttachError> {
+fn make_tap(name: &str, kind: tap::Kind) -> Result<(), AttachError> {
     let failed = |source| AttachError::Tap { tap: name.to_owned(), source };
-    tap::create_persistent(name, owner).map_err(failed)?;
+    tap::create_persistent(name, kind).map_err(failed)?;
     silence(name).map_err(failed)
 }
 
 /// Sets a tap up. One that a VMM holds cannot be opened again, so it is made only if it is not there.
-async fn raise_tap(handle: &Handle, name: &str, mtu: u32, owner: Option<u32>) -> Result<Link, AttachError> {
+async fn raise_tap(handle: &Handle, name: &str, mtu: u32, kind: tap::Kind) -> Result<Link, AttachError> {
     let there = netlink::link(handle, name).await.map_err(refused(name, "look it up"))?;
     let link = match there {
         Some(link) => link,
         None => {
-            make_tap(name, owner)?;
+            make_tap(name, kind)?;
             find(handle, name).await?
         }
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::local::LocalConfig;
+use crate::tap;
 
 /// Who connects pods.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,14 @@ pub struct NetConfig {
     pub redirect: Redirect,
     /// The user that may open the taps without `CAP_NET_ADMIN`; without one only a privileged VMM can.
     pub tap_owner: Option<u32>,
+    /// Whether the VMM opens a tap once per queue. Of two VMMs one cannot open such taps, and the other no other ones.
+    pub multi_queue: bool,
+}
+
+impl NetConfig {
+    pub(crate) fn taps(&self) -> tap::Kind {
+        tap::Kind { owner: self.tap_owner, multi_queue: self.multi_queue }
+    }
 }
 
 impl Default for NetConfig {
@@ -94,6 +103,7 @@ impl Default for NetConfig {
             plugin_timeout: Duration::from_secs(60),
             redirect: Redirect::Auto,
             tap_owner: None,
+            multi_queue: false,
         }
     }
 }

@@ -284,7 +284,7 @@ impl PodNetworking {
         };
         self.records.write(id, &record, &turn).await?;
         netns::create(&netns, &turn).await?;
-        attach::make_taps(&netns, &turn, taps.clone(), self.config.tap_owner).await?;
+        attach::make_taps(&netns, &turn, taps.clone(), self.config.taps()).await?;
         let namespace = PodNamespace { netns, taps };
         Ok(Prepared { networking: self.clone(), request, record, dns, guard, way, namespace, turn })
     }
@@ -455,7 +455,7 @@ impl Prepared {
         // Without this a crash during the next step would make DEL do without ADD's result.
         networking.records.write(id, &record, &turn).await?;
         networking.expected.learn(&record, interfaces.len());
-        let interfaces = attach::attach(&netns, &turn, interfaces, networking.config.tap_owner, way).await?;
+        let interfaces = attach::attach(&netns, &turn, interfaces, networking.config.taps(), way).await?;
         if let Some((policy, nft)) = guard {
             networking.watchers.start(id, &netns, &turn, policy, nft).await?;
         }

@@ -365,13 +365,18 @@ fn a_pod_without_a_network_has_a_namespace_with_loopback_up_and_nothing_else() {
 }
 
 #[test]
-fn taps_can_be_opened_by_the_user_that_the_vmm_runs_as() {
+fn taps_can_be_opened_by_the_user_that_the_vmm_runs_as_and_have_the_queues_that_it_opens() {
     on_a_node(async |mut node| {
         node.bridge_network("1.0.0", "", "");
         node.site.config.tap_owner = Some(64_055);
         let pod = node.site.networking().setup(request(1)).await.unwrap();
         let tap = run(&format!("nsenter --net={} ip -d link show tap0", pod.netns.display()));
         assert!(tap.contains("tun type tap pi off vnet_hdr on persist on user 64055"), "{tap}");
+        assert!(!tap.contains("multi_queue"), "{tap}");
+        node.site.config.multi_queue = true;
+        let pod = node.site.networking().setup(request(2)).await.unwrap();
+        let tap = run(&format!("nsenter --net={} ip -d link show tap0", pod.netns.display()));
+        assert!(tap.contains("multi_queue"), "{tap}");
     });
 }
 

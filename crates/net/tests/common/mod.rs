@@ -58,6 +58,7 @@ impl Site {
             plugin_timeout: Duration::from_secs(20),
             redirect: Redirect::Auto,
             tap_owner: None,
+            multi_queue: false,
         };
         Self { dir, config }
     }
