@@ -56,6 +56,7 @@ const MODULES: &[&str] = &[
     "xt_multiport",
     "xt_mark",
     "xt_nat",
+    "xt_sctp",
     "xt_tcpudp",
 ];
 

@@ -153,6 +153,15 @@ impl Client {
         answer.status.ok_or_else(|| Status::internal("PodSandboxStatus answered without a status"))
     }
 
+    /// What PodSandboxStatus tells of a pod besides its status.
+    pub async fn pod_info(&mut self, id: &str) -> Result<serde_json::Value, Status> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let mut answer = self.runtime.pod_sandbox_status(limited(request)).await?.into_inner();
+        let info = answer.info.remove("info").unwrap_or_default();
+        serde_json::from_str(&info)
+            .map_err(|error| Status::internal(format!("verbose status of a pod: {error} in {info:?}")))
+    }
+
     /// Ids of all containers.
     pub async fn containers(&mut self) -> Result<Vec<String>, Status> {
         let answer =

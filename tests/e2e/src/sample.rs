@@ -73,6 +73,15 @@ pub fn shell() -> Result<Image> {
 
 /// A shell, and programs of this machine with the libraries that they need.
 pub fn with_programs(programs: &[&str]) -> Result<Image> {
+    let programs = with_libraries(Layer::new(), programs)?;
+    Image::new(
+        vec![(busybox_layer()?, Encoding::Gzip), (programs, Encoding::Gzip)],
+        &json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 3600"], "Env": ["PATH=/bin:/usr/bin"] }),
+    )
+}
+
+/// Adds programs of this machine and the libraries that they need.
+pub fn with_libraries(mut layer: Layer, programs: &[&str]) -> Result<Layer> {
     let mut files = BTreeSet::new();
     for program in programs {
         let output = Command::new("ldd").arg(program).output().context("starting ldd")?;
@@ -83,7 +92,7 @@ pub fn with_programs(programs: &[&str]) -> Result<Image> {
         let text = String::from_utf8(output.stdout)?;
         files.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
     }
-    let (mut layer, mut folders) = (Layer::new(), BTreeSet::new());
+    let mut folders = BTreeSet::new();
     for file in &files {
         let ancestors: Vec<_> =
             Path::new(file).ancestors().skip(1).filter(|path| *path != Path::new("/")).collect();
@@ -96,8 +105,5 @@ pub fn with_programs(programs: &[&str]) -> Result<Image> {
         let contents = fs::read(file).with_context(|| format!("reading {file}"))?;
         layer = layer.file(file.trim_start_matches('/'), 0o755, &contents)?;
     }
-    Image::new(
-        vec![(busybox_layer()?, Encoding::Gzip), (layer, Encoding::Gzip)],
-        &json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 3600"], "Env": ["PATH=/bin:/usr/bin"] }),
-    )
+    Ok(layer)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_cri::proto::{
     ContainerState, ContainerStatus, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxState, PodSandboxStatusRequest,
+    LinuxSandboxSecurityContext, PodSandboxConfig, PodSandboxState,
 };
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::initramfs::{Initramfs, installed_agent};
@@ -26,12 +26,10 @@ fn at_once(suite: &Suite) -> Duration {
 }
 
 async fn state(client: &mut Client, pod: &str) -> Result<(PodSandboxState, i32)> {
-    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
-    let answer = client.runtime.pod_sandbox_status(request).await?.into_inner();
-    let info: serde_json::Value =
-        serde_json::from_str(answer.info.get("info").context("verbose status has info")?)?;
+    let state = client.pod_status(pod).await?.state();
+    let info = client.pod_info(pod).await?;
     let pid = info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("a pid")?;
-    Ok((answer.status.context("a status")?.state(), pid))
+    Ok((state, pid))
 }
 
 /// A pod whose container may do everything that its guest's root may.

@@ -122,6 +122,8 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_streams::logs_are_cut_and_followed_to_the_containers_end,
     cli_streams::ports_are_forwarded_to_this_machine,
     networks::pods_reach_each_other_and_the_host_over_both_families,
+    networks::a_guest_boots_while_a_slow_plugin_makes_two_interfaces,
+    networks::a_nic_has_a_queue_per_processor_where_they_run_side_by_side,
     bad_machine::a_guest_that_never_gets_ready_fails_in_time_and_leaves_nothing,
     bad_machine::a_guest_that_dies_while_booting_shows_its_last_words,
     bad_machine::a_full_disk_fails_the_pull_and_says_so,
