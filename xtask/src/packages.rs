@@ -50,6 +50,7 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("socat", Set::Test, "speaks TCP and UDP of both families in pods"),
     ("umoci", Set::Test, "unpacks images, to compare with"),
     ("containerd", Set::Bench, "the runtime that pulls are compared with"),
+    ("iperf3", Set::Bench, "measures pods' networks"),
     ("skopeo", Set::Bench, "copies images for umoci"),
 ];
 

@@ -14,18 +14,22 @@ pub(crate) struct Tool {
     pub(crate) program: &'static str,
     krate: &'static str,
     version: &'static str,
+    /// Built without optimization: it works for a second, and optimizing it takes minutes.
+    quick: bool,
 }
 
 /// virtio-fs device of the QEMU backend.
-pub(crate) const VIRTIOFSD: Tool = Tool { program: "virtiofsd", krate: "virtiofsd", version: "1.14.0" };
+pub(crate) const VIRTIOFSD: Tool =
+    Tool { program: "virtiofsd", krate: "virtiofsd", version: "1.14.0", quick: false };
 /// vsock device of the QEMU backend, for kernels without vhost-vsock.
 pub(crate) const VHOST_DEVICE_VSOCK: Tool =
-    Tool { program: "vhost-device-vsock", krate: "vhost-device-vsock", version: "0.3.0" };
+    Tool { program: "vhost-device-vsock", krate: "vhost-device-vsock", version: "0.3.0", quick: false };
 /// Licences, advisories, duplicates.
-pub(crate) const CARGO_DENY: Tool = Tool { program: "cargo-deny", krate: "cargo-deny", version: "0.20.2" };
+pub(crate) const CARGO_DENY: Tool =
+    Tool { program: "cargo-deny", krate: "cargo-deny", version: "0.20.2", quick: true };
 /// Test runner, where the machine does not have one.
 pub(crate) const CARGO_NEXTEST: Tool =
-    Tool { program: "cargo-nextest", krate: "cargo-nextest", version: "0.9.143" };
+    Tool { program: "cargo-nextest", krate: "cargo-nextest", version: "0.9.143", quick: false };
 
 /// Finds the tool in the cache, or builds it there.
 pub(crate) fn ensure(tool: Tool) -> Result<PathBuf> {
@@ -46,6 +50,7 @@ pub(crate) fn ensure(tool: Tool) -> Result<PathBuf> {
             .arg("--target-dir")
             .arg(staging.path().join("target"))
             .arg(format!("{}@={}", tool.krate, tool.version))
+            .args(tool.quick.then_some("--debug"))
             .env_remove("RUSTFLAGS"),
     )
     .with_context(|| format!("building {} {} from crates.io", tool.krate, tool.version))?;

@@ -31,7 +31,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
-    let mut pair = Pair::start(&options.programs, state).await?;
+    let mut pair = Pair::start(&options.programs, &[], state).await?;
     let outcome = async {
         measure(options.rounds, &mut pair).await?;
         if options.listed > 0 { lists::run(options.listed, &mut pair).await } else { Ok(()) }

@@ -13,13 +13,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use a3s_box_e2e::processes::printed;
+use a3s_box_e2e::wait;
 use anyhow::{Context, Result};
 
 use crate::pair::{Pair, Programs};
 use crate::pod::{Direction, Pod, said};
 use crate::samples::Samples;
 
+/// Where pump answers in the pods.
 const PORT: u16 = 7100;
+const IPERF: &str = "/usr/bin/iperf3";
 /// The pods' default gateway: an address of this machine.
 const GATEWAY: &str = "10.213.80.1";
 /// The plain tap's name on this machine.
@@ -42,15 +45,8 @@ pub(crate) struct Options {
     requests: u64,
 }
 
-impl Options {
-    /// For each of [`MEASURES`] the order, its bytes, and how often it is given.
-    fn orders(&self) -> [(Direction, u64, u64); MEASURES.len()] {
-        let bytes = self.mib << 20;
-        [(Direction::Out, bytes, 1), (Direction::In, bytes, 1), (Direction::Out, 1, self.requests)]
-    }
-}
-
-/// What is measured of a pod: out of it, into it, and requests of one byte that are answered with one.
+/// What is measured of a pod: a TCP stream of iperf3's out of it and one into it, and requests of one byte that are answered
+/// with one.
 const MEASURES: [&str; 3] = ["out of the pod", "into the pod", "request and response"];
 
 type Measured = [Samples; MEASURES.len()];
@@ -65,42 +61,86 @@ impl Server {
     async fn start(mut pod: Pod) -> Result<Self> {
         let (_, log) = pod.launch(&["/pump", "serve", "net", &PORT.to_string()], false).await?;
         said(&log, "serving").await?;
+        let (_, log) = pod.launch(&[IPERF, "--server", "--forceflush"], false).await?;
+        wait::until("iperf3's server", SILENCE, || {
+            let listens = fs::read_to_string(&log).map(|said| said.contains("Server listening"));
+            async move { Ok(listens?.then_some(())) }
+        })
+        .await?;
         let address = pod.address().await?;
         Ok(Self { pod, address })
     }
 
+    /// The client's command line for a stream.
+    fn stream(&self, options: &Options, reverse: bool) -> Vec<String> {
+        let (address, bytes) = (self.address.to_string(), format!("{}M", options.mib));
+        let mut command: Vec<String> =
+            [IPERF, "--client", &address, "--bytes", &bytes, "--json"].map(str::to_owned).to_vec();
+        command.extend(reverse.then(|| "--reverse".to_owned()));
+        command
+    }
+
     /// One run of [`MEASURES`], asked for by this machine.
-    fn round(&self, options: &Options, into: &mut Measured) -> Result<()> {
+    async fn round(&self, options: &Options, into: &mut Measured) -> Result<()> {
+        let [out, inward, requests] = into;
+        for (samples, reverse) in [(out, true), (inward, false)] {
+            let command = self.stream(options, reverse);
+            let ask = async || printed(Command::new(&command[0]).args(&command[1..]));
+            samples.push(streamed(ask).await?);
+        }
         let to = SocketAddr::from((self.address, PORT));
         let mut connection = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
         connection.set_nodelay(true)?;
         connection.set_read_timeout(Some(SILENCE))?;
         connection.set_write_timeout(Some(SILENCE))?;
-        for (samples, (direction, count, turns)) in into.iter_mut().zip(options.orders()) {
-            let started = Instant::now();
-            for _ in 0..turns {
-                direction.run(&mut connection, count)?;
-            }
-            samples.push(started.elapsed());
+        let started = Instant::now();
+        for _ in 0..options.requests {
+            Direction::Out.run(&mut connection, 1)?;
         }
+        requests.push(started.elapsed());
         Ok(())
     }
 
     /// The same, asked for by another pod.
     async fn round_from(&self, other: &mut Server, options: &Options, into: &mut Measured) -> Result<()> {
-        let address = format!("{}:{PORT}", self.address);
-        for (samples, (direction, count, turns)) in into.iter_mut().zip(options.orders()) {
-            let (count, turns) = (count.to_string(), turns.to_string());
-            let command = ["/pump", "ask", &address, direction.letter(), &count, &turns];
-            let took = other.pod.output(&command).await?;
-            samples.push(Duration::from_micros(took.trim().parse().context("pump's time")?));
+        let [out, inward, requests] = into;
+        for (samples, reverse) in [(out, true), (inward, false)] {
+            let command = self.stream(options, reverse);
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            samples.push(streamed(async || other.pod.output(&command).await).await?);
         }
+        let (address, turns) = (format!("{}:{PORT}", self.address), options.requests.to_string());
+        let command = ["/pump", "ask", &address, Direction::Out.letter(), "1", &turns];
+        let took = other.pod.output(&command).await?;
+        requests.push(Duration::from_micros(took.trim().parse().context("pump's time")?));
         Ok(())
     }
 }
 
+/// How long a stream took its receiver. `ask` runs a client and answers its report. Between two tests iperf3's server does
+/// not listen for a moment, so a client that comes then asks again.
+async fn streamed(mut ask: impl AsyncFnMut() -> Result<String>) -> Result<Duration> {
+    const TRIES: u32 = 20;
+    let mut tries = TRIES;
+    loop {
+        match ask().await.and_then(|report| taken(&report)) {
+            Err(error) if tries == 0 => return Err(error.context("a stream of iperf3's")),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            taken => return taken,
+        }
+        tries -= 1;
+    }
+}
+
+fn taken(report: &str) -> Result<Duration> {
+    let report: serde_json::Value = serde_json::from_str(report).context("iperf3's report")?;
+    let seconds = report["end"]["sum_received"]["seconds"].as_f64();
+    let seconds = seconds.with_context(|| format!("iperf3 says {}", report["error"]))?;
+    Ok(Duration::try_from_secs_f64(seconds)?)
+}
+
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
-    let mut pair = Pair::start(&options.programs, state).await?;
+    let mut pair = Pair::start(&options.programs, &[IPERF], state).await?;
     let outcome = measure(options, &mut pair).await;
     if Path::new("/sys/class/net").join(TAP).exists() {
         ip(&["link", "del", TAP])?;
@@ -132,17 +172,17 @@ async fn measure(options: &Options, pair: &mut Pair) -> Result<()> {
     for round in 0..options.rounds {
         // Who goes first changes: what the machine does beside hits both.
         if round % 2 == 0 {
-            ours[0].round(options, &mut redirected)?;
-            plain.round(options, &mut tap)?;
+            ours[0].round(options, &mut redirected).await?;
+            plain.round(options, &mut tap).await?;
         } else {
-            plain.round(options, &mut tap)?;
-            ours[0].round(options, &mut redirected)?;
+            plain.round(options, &mut tap).await?;
+            ours[0].round(options, &mut redirected).await?;
         }
         if let [first, second] = &mut ours[..] {
             first.round_from(second, options, &mut boxes).await.context("from pod to pod")?;
         }
         if let [first, second] = &mut theirs[..] {
-            first.round(options, &mut veth)?;
+            first.round(options, &mut veth).await?;
             first
                 .round_from(second, options, &mut namespaces)
                 .await

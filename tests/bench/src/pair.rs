@@ -10,6 +10,7 @@ use a3s_box_e2e::daemon::{Daemon, Settings};
 use a3s_box_e2e::image::{Encoding, Image, Layer};
 use a3s_box_e2e::layout::Layout;
 use a3s_box_e2e::registry::{Registry, write_hosts_toml};
+use a3s_box_e2e::sample::with_libraries;
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -48,10 +49,11 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) async fn start(programs: &Programs, state: &Path) -> Result<Self> {
+    /// `others` are programs of this machine for the containers.
+    pub(crate) async fn start(programs: &Programs, others: &[&str], state: &Path) -> Result<Self> {
         let layout = Layout::at(&programs.dist)?;
         let registry = Registry::start(&state.join("registry"))?;
-        let reference = registry.push("pump", "latest", &pump_image(&programs.pump)?)?;
+        let reference = registry.push("pump", "latest", &pump_image(&programs.pump, others)?)?;
         let settings = Settings {
             state: state.join("a"),
             // Named, so that no trial boot is part of the start.
@@ -140,12 +142,14 @@ impl Peer {
 }
 
 /// The program and the directories that runtimes mount on. By itself it waits, as a sandbox's image has to.
-fn pump_image(pump: &Path) -> Result<Image> {
+fn pump_image(pump: &Path, others: &[&str]) -> Result<Image> {
     let program = fs::read(pump).with_context(|| format!("reading {}", pump.display()))?;
     let mut layer = Layer::new();
-    for directory in ["dev", "etc", "proc", "run", "sys"] {
-        layer = layer.directory(directory, 0o755)?;
+    for (directory, mode) in
+        [("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777)]
+    {
+        layer = layer.directory(directory, mode)?;
     }
-    let layer = layer.file("pump", 0o755, &program)?;
+    let layer = with_libraries(layer.file("pump", 0o755, &program)?, others)?;
     Image::new(vec![(layer, Encoding::Gzip)], &json!({ "Entrypoint": ["/pump"], "Cmd": ["pause"] }))
 }

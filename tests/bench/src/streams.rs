@@ -95,7 +95,7 @@ impl Measured {
 
 pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
     log::run(options.rounds, options.mib)?;
-    let mut pair = Pair::start(&options.programs, state).await?;
+    let mut pair = Pair::start(&options.programs, &[], state).await?;
     let outcome = measure(options, &mut pair).await;
     pair.stop(outcome).await
 }
