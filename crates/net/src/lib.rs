@@ -29,6 +29,7 @@ mod netlink;
 pub mod netns;
 mod nft;
 mod pods;
+mod prepared;
 mod record;
 mod resolver;
 mod status;
@@ -46,9 +47,9 @@ pub use egress::EgressError;
 pub use local::{LocalConfig, LocalError, Subnet};
 pub use nft::NftError;
 pub use pods::{
-    PodNetworking, Prepared, ResumeError, SetupError, SetupFailure, SetupRequest, TeardownError,
-    TeardownRequest,
+    PodNetworking, ResumeError, SetupError, SetupFailure, SetupRequest, TeardownError, TeardownRequest,
 };
+pub use prepared::Prepared;
 pub use record::RecordError;
 pub use resolver::host_resolver;
 pub use status::NetworkStatus;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use a3s_box_core::BoxId;
 use a3s_box_core::egress::EgressPolicy;
@@ -11,17 +11,18 @@ use a3s_box_core::spec::{BoxSpec, DnsSpec, NetworkMode, PodIdentity, PortMapping
 use thiserror::Error;
 
 use crate::assign;
-use crate::attach::{self, AttachError, PodInterface, Way};
+use crate::attach::{self, AttachError, Way};
 use crate::cni::request::Offer;
-use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
+use crate::cni::{AddError, Attachment, Chain, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
 use crate::egress::{Egress, EgressError, Watchers};
 use crate::exclusion::Exclusion;
 use crate::health::Health;
-use crate::local::{self, LocalConfig, LocalError, Wish};
+use crate::local::{self, LocalConfig, LocalError};
 use crate::names;
 use crate::netns::{self, NetnsError};
 use crate::nft::Nft;
+use crate::prepared::{Expected, Prepared};
 use crate::record::{CniConnection, Connection, Record, RecordError, Records};
 use crate::resolver::host_resolver;
 use crate::status::{self, NetworkStatus, full};
@@ -172,23 +173,8 @@ pub struct PodNetworking {
     pub(crate) turns: Turns,
     pub(crate) exclusion: Exclusion,
     health: Health,
-    watchers: Watchers,
-    expected: Expected,
-}
-
-/// A pod that has its namespace and is not connected yet. What it holds, only [`PodNetworking::teardown`] gives back.
-#[derive(Debug)]
-pub struct Prepared {
-    networking: PodNetworking,
-    request: SetupRequest,
-    record: Record,
-    /// The resolver of pods that were given none.
-    dns: Option<DnsSpec>,
-    /// The egress policy, and what puts it in force.
-    guard: Option<(EgressPolicy, Nft)>,
-    way: Way,
-    namespace: PodNamespace,
-    turn: Turn,
+    pub(crate) watchers: Watchers,
+    pub(crate) expected: Expected,
 }
 
 impl PodNetworking {
@@ -335,7 +321,7 @@ impl PodNetworking {
         Connection::Local { local: self.config.local.clone() }
     }
 
-    fn chain<'a>(&'a self, connection: &'a CniConnection) -> Chain<'a> {
+    pub(crate) fn chain<'a>(&'a self, connection: &'a CniConnection) -> Chain<'a> {
         Chain { list: &connection.list, bin_dirs: &self.config.bin_dirs, limit: self.config.plugin_timeout }
     }
 
@@ -417,82 +403,6 @@ impl PodNetworking {
     }
 }
 
-impl Prepared {
-    /// What the pod's VM needs to start.
-    pub fn namespace(&self) -> &PodNamespace {
-        &self.namespace
-    }
-
-    /// Connects the pod, by CNI's ADD or to the built-in bridge, and its taps to what that has made.
-    pub async fn connect(self) -> Result<PodNetwork, SetupError> {
-        let started = std::time::Instant::now();
-        let box_id = self.request.box_id.clone();
-        match self.attach().await {
-            Ok(network) => {
-                tracing::debug!(id = %box_id, took = ?started.elapsed(), "pod network is up");
-                Ok(network)
-            }
-            Err(cause) => Err(SetupError { box_id, cause }),
-        }
-    }
-
-    async fn attach(self) -> Result<PodNetwork, SetupFailure> {
-        let Self { networking, request, mut record, dns, guard, way, namespace, turn } = self;
-        let (id, netns) = (&request.box_id, namespace.netns);
-        let interfaces = match &mut record.connection {
-            None => Vec::new(),
-            Some(Connection::Cni(connection)) => {
-                let _pass = networking.exclusion.share().await;
-                let result = networking.chain(connection).add(&connection.attachment).await?;
-                connection.result = Some(result.for_next(connection.list.version));
-                pod_interfaces(&result, &connection.attachment)
-            }
-            Some(Connection::Local { local }) => {
-                let SetupRequest { box_id, identity, port_mappings, .. } = request.clone();
-                local::connect(local, Wish { box_id, identity, port_mappings }, &netns, &turn).await?
-            }
-        };
-        // Without this a crash during the next step would make DEL do without ADD's result.
-        networking.records.write(id, &record, &turn).await?;
-        networking.expected.learn(&record, interfaces.len());
-        let interfaces = attach::attach(&netns, &turn, interfaces, networking.config.taps(), way).await?;
-        if let Some((policy, nft)) = guard {
-            networking.watchers.start(id, &netns, &turn, policy, nft).await?;
-        }
-        let network = PodNetwork { netns, interfaces, dns };
-        record.network = Some(network.clone());
-        networking.records.write(id, &record, &turn).await?;
-        Ok(network)
-    }
-}
-
-/// How many interfaces a pod gets is known only when it has them, but its VM starts before that: it is what the last pod
-/// of the same network got.
-#[derive(Debug, Clone, Default)]
-struct Expected(Arc<Mutex<BTreeMap<String, usize>>>);
-
-impl Expected {
-    fn interfaces(&self, connection: Option<&Connection>) -> usize {
-        match connection {
-            None => 0,
-            Some(Connection::Local { .. }) => 1,
-            Some(Connection::Cni(CniConnection { list, .. })) => {
-                self.lock().get(&list.name).copied().unwrap_or(1)
-            }
-        }
-    }
-
-    fn learn(&self, record: &Record, interfaces: usize) {
-        if let Some(Connection::Cni(CniConnection { list, .. })) = &record.connection {
-            self.lock().insert(list.name.clone(), interfaces);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 fn resolver(id: &BoxId) -> Option<DnsSpec> {
     let found = host_resolver();
     if found.is_none() {
@@ -508,11 +418,4 @@ async fn disconnect_locally(
 ) -> Vec<TeardownError> {
     let errors = local::disconnect(local, &request.box_id, request.abandon, turn).await;
     errors.into_iter().map(TeardownError::from).collect()
-}
-
-fn pod_interfaces(result: &CniResult, attachment: &Attachment) -> Vec<PodInterface> {
-    let primary = attachment.interface.as_str();
-    let describe =
-        |name: String| PodInterface { addresses: result.addresses_of(&name, primary).collect(), name };
-    result.pod_interfaces(primary).into_iter().map(describe).collect()
 }
