@@ -71,7 +71,10 @@ struct Streams {
 
 #[derive(Args)]
 struct Network {
-    /// Runs of every measurement.
+    /// Guests that are measured behind their redirected tap and then on a plain one.
+    #[arg(long, default_value_t = 4)]
+    guests: u32,
+    /// Runs of every measurement, of each guest.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// MiB that are moved in each.
@@ -125,8 +128,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         What::Network(network) => {
             let (program, layout) = build_with_layout(profile)?;
             arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
-            let (mib, requests) = (network.mib.to_string(), network.requests.to_string());
-            arguments.extend(["--mib".into(), mib.into(), "--requests".into(), requests.into()]);
+            for (option, value) in [
+                ("--guests", network.guests.to_string()),
+                ("--mib", network.mib.to_string()),
+                ("--requests", network.requests.to_string()),
+            ] {
+                arguments.extend([option.into(), value.into()]);
+            }
             program
         }
     };

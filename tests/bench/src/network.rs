@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use a3s_box_e2e::client::Client;
 use a3s_box_e2e::processes::printed;
 use a3s_box_e2e::wait;
 use anyhow::{Context, Result};
@@ -34,7 +35,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Options {
     #[command(flatten)]
     programs: Programs,
-    /// Runs of every measurement.
+    /// Guests that are measured behind their redirected tap and then on a plain one.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=50))]
+    guests: u32,
+    /// Runs of every measurement, of each guest.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
     /// MiB that are moved in each.
@@ -58,7 +62,15 @@ struct Server {
 }
 
 impl Server {
-    async fn start(mut pod: Pod) -> Result<Self> {
+    async fn start(
+        runtime: &'static str,
+        client: &Client,
+        pair: &Pair,
+        logs: &str,
+        name: &str,
+    ) -> Result<Self> {
+        let logs = pair.state.join(logs);
+        let mut pod = Pod::start(runtime, client.clone(), &pair.reference, &logs, name, false).await?;
         let (_, log) = pod.launch(&["/pump", "serve", "net", &PORT.to_string()], false).await?;
         said(&log, "serving").await?;
         let (_, log) = pod.launch(&[IPERF, "--server", "--forceflush"], false).await?;
@@ -149,51 +161,47 @@ pub(crate) async fn run(options: &Options, state: &Path) -> Result<()> {
 }
 
 async fn measure(options: &Options, pair: &mut Pair) -> Result<()> {
-    let logs = pair.state.join("logs");
-    let mut ours = Vec::new();
-    for name in ["first", "second", "plain"] {
-        let pod = Pod::start("a3s-box", pair.client.clone(), &pair.reference, &logs, name, false).await?;
-        ours.push(Server::start(pod).await?);
-    }
-    let plain = ours.pop().context("three pods")?;
     let mut theirs = Vec::new();
     if let Some(peer) = &pair.peer {
-        let logs = pair.state.join("c/logs");
         for name in ["first", "second"] {
-            let pod =
-                Pod::start("containerd", peer.client.clone(), &pair.reference, &logs, name, false).await?;
-            theirs.push(Server::start(pod).await?);
+            theirs.push(Server::start("containerd", &peer.client, pair, "c/logs", name).await?);
         }
     }
-    on_a_plain_tap(&pair.state, plain.pod.id(), plain.address)?;
-
     let (mut redirected, mut tap, mut veth) = (Measured::default(), Measured::default(), Measured::default());
+    for number in 0..options.guests {
+        // One guest is faster than the next by more than what is looked for, so each is compared with itself.
+        let name = format!("guest-{number}");
+        let guest = Server::start("a3s-box", &pair.client, pair, "logs", &name).await?;
+        guest.round(options, &mut Measured::default()).await.context("warming up")?;
+        for _ in 0..options.rounds {
+            guest.round(options, &mut redirected).await?;
+            if let Some(first) = theirs.first() {
+                first.round(options, &mut veth).await?;
+            }
+        }
+        on_a_plain_tap(&pair.state, guest.pod.id(), guest.address)?;
+        for _ in 0..options.rounds {
+            guest.round(options, &mut tap).await.context("on a plain tap")?;
+        }
+        ip(&["link", "del", TAP])?;
+        pair.client.remove_pod(guest.pod.id()).await.context("removing a guest")?;
+    }
+
     let (mut boxes, mut namespaces) = (Measured::default(), Measured::default());
-    for round in 0..options.rounds {
-        // Who goes first changes: what the machine does beside hits both.
-        if round % 2 == 0 {
-            ours[0].round(options, &mut redirected).await?;
-            plain.round(options, &mut tap).await?;
-        } else {
-            plain.round(options, &mut tap).await?;
-            ours[0].round(options, &mut redirected).await?;
-        }
-        if let [first, second] = &mut ours[..] {
-            first.round_from(second, options, &mut boxes).await.context("from pod to pod")?;
-        }
+    let first = Server::start("a3s-box", &pair.client, pair, "logs", "first").await?;
+    let mut second = Server::start("a3s-box", &pair.client, pair, "logs", "second").await?;
+    for _ in 0..options.rounds {
+        first.round_from(&mut second, options, &mut boxes).await.context("from pod to pod")?;
         if let [first, second] = &mut theirs[..] {
-            first.round(options, &mut veth).await?;
-            first
-                .round_from(second, options, &mut namespaces)
-                .await
-                .context("from containerd's pod to pod")?;
+            let asked = first.round_from(second, options, &mut namespaces).await;
+            asked.context("from containerd's pod to pod")?;
         }
     }
     let has_peer = !theirs.is_empty();
 
     println!(
-        "\n{} MiB and {} requests each, {} round(s), a3s-box on QEMU; ratios are of times: above 1 is slower",
-        options.mib, options.requests, options.rounds
+        "\n{} MiB and {} requests each, {} guest(s) with {} round(s), a3s-box on QEMU; ratios are of times: above 1 is slower",
+        options.mib, options.requests, options.guests, options.rounds
     );
     println!("{:<36}{:>12}{:>10}{:>14}{:>16}", "", "redirected", "noise", "to plain tap", "to containerd");
     for (place, mine, tap, veth) in
