@@ -47,7 +47,7 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("erofs-utils", Set::Test, "fsck.erofs and dump.erofs check our EROFS writer"),
     ("kmod", Set::Test, "virtual KVM node: depmod"),
     ("g++", Set::Test, "fuzz targets: libFuzzer is C++"),
-    ("socat", Set::Test, "speaks TCP and UDP of both families in pods"),
+    ("socat", Set::Test, "speaks TCP, UDP and SCTP of both families in pods"),
     ("umoci", Set::Test, "unpacks images, to compare with"),
     ("containerd", Set::Bench, "the runtime that pulls are compared with"),
     ("iperf3", Set::Bench, "measures pods' networks"),

@@ -16,11 +16,8 @@ use hickory_proto::op::{Message, OpCode, Query};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use common::{
-    SetUp,
-    machine::{Machine, Server},
-};
-use common::{box_id, chain, on_a_local_node, request, run};
+use common::machine::{Machine, Server};
+use common::{SetUp, box_id, chain, on_a_local_node, request, run};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(700);

@@ -9,8 +9,8 @@ use a3s_box_core::network::PodNetwork;
 use a3s_box_core::spec::{PortMapping, PortProtocol};
 use a3s_box_net::{NetworkStatus, SetupRequest, TeardownRequest};
 
-use common::{Node, box_id, on_a_local_node, request, run};
-use common::{SetUp, machine::Machine};
+use common::machine::Machine;
+use common::{Node, SetUp, box_id, on_a_local_node, request, run};
 
 fn publish(n: u8, ports: &[(&str, PortProtocol, u16, u16)]) -> SetupRequest {
     let mapping = |&(host_ip, protocol, host_port, container_port): &(&str, _, _, _)| PortMapping {

@@ -1,7 +1,7 @@
 //! Boxes and sessions: lifecycle, driver tasks, agent client, recovery.
 //!
 //! ```text
-//!   BoxManager ──queue──► BoxDriver (one task per box) ──► phases: reserve, connect, boot, configure
+//!   BoxManager ──queue──► BoxDriver (one task per box) ──► phases: reserve, prepare, boot, configure
 //!        │                   ▲    │ life: starting, live, gone
 //!        │      attach layers│    ▼
 //!        └─────queue──► SessionDriver (one task per session) ──► agent, log writer

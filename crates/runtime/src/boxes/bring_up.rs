@@ -94,7 +94,7 @@ impl Work {
     }
 
     fn stage(&self, name: &str, since: Instant) -> Stage {
-        Stage { name: name.to_owned(), at: since.duration_since(self.began), took: since.elapsed() }
+        stage(self.began, name, since)
     }
 
     async fn undo(
@@ -135,6 +135,11 @@ pub(crate) async fn bring_up(
     let prepared = reserved.prepare().await?;
     let booted = prepared.boot().await?;
     booted.configure().await
+}
+
+/// A stage of a start that began at `began`; itself it began at `since`, and it ends now.
+fn stage(began: Instant, name: &str, since: Instant) -> Stage {
+    Stage { name: name.to_owned(), at: since.duration_since(began), took: since.elapsed() }
 }
 
 /// Waits for something that may be dropped half-way, unless the box is to be stopped.
@@ -243,8 +248,7 @@ async fn connect(
     let network = network.connect().await.map_err(|error| {
         RuntimeError::caused(ErrorKind::Unavailable, FailedStage::Network, object(id), error)
     })?;
-    let name = "network".to_owned();
-    Ok(Some((network, Stage { name, at: start.duration_since(began), took: start.elapsed() })))
+    Ok(Some((network, stage(began, "network", start))))
 }
 
 impl Booted {
