@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use a3s_box_core::seccomp::SeccompProfile;
 use a3s_box_image::HeldImage;
-use a3s_box_runtime::{SeccompFileError, SessionStatus, read_seccomp_profile};
+use a3s_box_policy::seccomp::{SeccompFileError, read_seccomp_profile};
+use a3s_box_runtime::SessionStatus;
 
 use crate::convert::container::{Surroundings, image_of, seccomp_file, session_spec, volume_images};
 use crate::convert::resources::changes;

@@ -21,10 +21,10 @@ mod drain;
 mod error;
 mod events;
 mod execution;
+mod limits;
 mod log;
 mod manager;
 pub mod network;
-mod policy;
 mod port;
 mod records;
 mod recovery;
@@ -49,6 +49,3 @@ pub use events::{Event, EventStream, EventsMissed, Happened, Subject};
 pub use execution::{ByteStream, ExecTerminal, Execution, ExitCode, PortStream};
 pub use manager::BoxManager;
 pub use network::{NetworkSetting, PodNetworks};
-#[doc(hidden)]
-pub use policy::seccomp::fuzz_profile;
-pub use policy::seccomp::{SeccompFileError, SeccompProfileError, read_seccomp_profile};

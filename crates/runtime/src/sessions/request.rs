@@ -9,12 +9,12 @@ use a3s_box_core::spec::{
     BoxSize, CapabilitySpec, DnsSpec, MountSource, MountSpec, PidNamespace, ProcessSpec, SeccompSpec,
     SessionSpec, UserSpec,
 };
+use a3s_box_policy::capabilities::{self, CapabilitySets, UnknownCapability};
+use a3s_box_policy::seccomp::{self, FilterTooLong};
 use a3s_box_protocol::proto;
 use thiserror::Error;
 
-use crate::policy::capabilities::{self, UnknownCapability};
-use crate::policy::seccomp::FilterTooLong;
-use crate::policy::{limits, seccomp};
+use crate::limits;
 use crate::records::{BoxRecord, SessionRecord};
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -154,6 +154,11 @@ fn inherit(own: &ProcessSpec, asked: &ProcessSpec) -> ProcessSpec {
     }
 }
 
+fn on_the_wire(sets: CapabilitySets) -> proto::Capabilities {
+    let CapabilitySets { bounding, effective, permitted, inheritable, ambient } = sets;
+    proto::Capabilities { bounding, effective, permitted, inheritable, ambient }
+}
+
 fn process(spec: &ProcessSpec, privileged: bool, facts: &BoxFacts) -> Result<proto::Process, RequestError> {
     let capabilities = capabilities::sets(&spec.capabilities, privileged)?;
     let filter = if privileged { &SeccompSpec::Unconfined } else { &spec.seccomp };
@@ -171,7 +176,7 @@ fn process(spec: &ProcessSpec, privileged: bool, facts: &BoxFacts) -> Result<pro
             strict_groups: spec.user.strict_groups,
         }),
         seccomp_bpf: seccomp::program(filter, capabilities.bounding)?,
-        capabilities: Some(capabilities),
+        capabilities: Some(on_the_wire(capabilities)),
         no_new_privileges: spec.no_new_privileges,
         rlimits: vec![proto::Rlimit { name: "RLIMIT_NOFILE".to_owned(), soft: NOFILE.0, hard: NOFILE.1 }],
         oom_score_adj: spec.oom_score_adj,

@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use super::names;
 use super::profile::EPERM;
-use crate::policy::capabilities;
+use crate::capabilities;
 
 /// Docker's default profile has 20 KiB.
 const MAX_FILE: u64 = 1 << 20;
@@ -439,8 +439,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::policy::seccomp::compile_profile;
-    use crate::policy::seccomp::program::tests::call;
+    use crate::seccomp::compile_profile;
+    use crate::seccomp::program::tests::call;
 
     fn parsed(text: &str) -> Result<SeccompProfile, SeccompProfileError> {
         parse(Path::new("/p.json"), text.as_bytes())

@@ -17,7 +17,7 @@ use libc::c_long;
 use a3s_box_core::seccomp::{SeccompAction, SeccompComparison, SeccompCondition};
 
 use super::program::{Case, Rules, Verdict};
-use crate::policy::capabilities;
+use crate::capabilities;
 
 pub(super) const EPERM: u16 = 1;
 pub(super) const ENOSYS: u16 = 38;
@@ -208,8 +208,8 @@ fn first_is(mask: u32, values: &[u32], then: SeccompAction, otherwise: SeccompAc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::seccomp::program::compile;
-    use crate::policy::seccomp::program::tests::call;
+    use crate::seccomp::program::compile;
+    use crate::seccomp::program::tests::call;
 
     fn first(argument: u64) -> [u64; 6] {
         [argument, 0, 0, 0, 0, 0]

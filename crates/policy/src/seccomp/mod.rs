@@ -17,7 +17,7 @@ use thiserror::Error;
 pub use file::{SeccompFileError, SeccompProfileError, read as read_seccomp_profile};
 use program::{Case, Instruction, MAX_INSTRUCTIONS, Rules, Verdict};
 
-use super::capabilities;
+use crate::capabilities;
 
 /// A profile whose program the kernel would not take.
 #[derive(Debug, Error)]
@@ -25,13 +25,13 @@ use super::capabilities;
     "the seccomp profile {path} needs {length} instructions, the kernel takes {MAX_INSTRUCTIONS}; \
      use fewer rules with conditions"
 )]
-pub(crate) struct FilterTooLong {
+pub struct FilterTooLong {
     path: String,
     length: usize,
 }
 
 /// The program for a process with these capabilities (a bit mask), 8 octets per instruction; empty for none.
-pub(crate) fn program(spec: &SeccompSpec, capabilities: u64) -> Result<Vec<u8>, FilterTooLong> {
+pub fn program(spec: &SeccompSpec, capabilities: u64) -> Result<Vec<u8>, FilterTooLong> {
     Ok(match spec {
         SeccompSpec::Unconfined => Vec::new(),
         SeccompSpec::RuntimeDefault => program::encode(&program::compile(&profile::rules(capabilities))),

@@ -5,7 +5,6 @@
 use thiserror::Error;
 
 use a3s_box_core::spec::CapabilitySpec;
-use a3s_box_protocol::proto::Capabilities;
 
 /// The names in the order of their numbers.
 const NAMES: [&str; 41] = [
@@ -71,15 +70,26 @@ const DEFAULT: [&str; 14] = [
 ];
 
 /// All capabilities that the guest's kernel knows.
-pub(crate) const ALL: u64 = (1 << NAMES.len()) - 1;
+pub const ALL: u64 = (1 << NAMES.len()) - 1;
 
 /// A word that names no capability.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0:?} is not a capability")]
-pub(crate) struct UnknownCapability(pub(crate) String);
+pub struct UnknownCapability(String);
+
+/// The sets of a process as capabilities(7) names them, each a bit mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the kernel's")]
+pub struct CapabilitySets {
+    pub bounding: u64,
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+}
 
 /// The bit of a capability; with or without `CAP_`, in any case.
-pub(crate) fn bit(name: &str) -> Result<u64, UnknownCapability> {
+pub fn bit(name: &str) -> Result<u64, UnknownCapability> {
     let upper = name.to_ascii_uppercase();
     let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
     let number = NAMES
@@ -94,9 +104,9 @@ pub(crate) fn bit(name: &str) -> Result<u64, UnknownCapability> {
 ///
 /// Inheritable is empty unless an ambient capability needs it: a non-empty inheritable set lets
 /// programs with file capabilities gain more than the container was given.
-pub(crate) fn sets(spec: &CapabilitySpec, privileged: bool) -> Result<Capabilities, UnknownCapability> {
+pub fn sets(spec: &CapabilitySpec, privileged: bool) -> Result<CapabilitySets, UnknownCapability> {
     if privileged {
-        return Ok(Capabilities {
+        return Ok(CapabilitySets {
             bounding: ALL,
             effective: ALL,
             permitted: ALL,
@@ -115,7 +125,7 @@ pub(crate) fn sets(spec: &CapabilitySpec, privileged: bool) -> Result<Capabiliti
     set &= !bits(singles(&spec.drop))?;
     let ambient = if names_all(&spec.add_ambient) { ALL } else { bits(singles(&spec.add_ambient))? };
     set |= ambient;
-    Ok(Capabilities { bounding: set, effective: set, permitted: set, inheritable: ambient, ambient })
+    Ok(CapabilitySets { bounding: set, effective: set, permitted: set, inheritable: ambient, ambient })
 }
 
 fn names_all(names: &[String]) -> bool {
