@@ -19,7 +19,7 @@ fn network(octets: &[u8], prefix: u32) -> IpNetwork {
 #[test]
 fn a_nic_gets_its_name_addresses_and_routes_and_a_repetition_changes_nothing() {
     if !rustix::process::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
-        eprintln!("SKIPPED: needs root and ip(8)");
+        a3s_box_testing::skip("needs root and ip(8)");
         return;
     }
     unshare(CloneFlags::CLONE_NEWNET).unwrap();

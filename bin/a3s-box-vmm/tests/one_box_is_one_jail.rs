@@ -22,7 +22,7 @@ const HANG: &str = "exec sleep 600";
 fn can_run() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED: needs root");
+        a3s_box_testing::skip("needs root");
     }
     root
 }

@@ -36,7 +36,7 @@ pub(crate) struct TestBox {
 /// Runs `test` in a box of its own.
 pub(crate) fn in_a_box<F: Future<Output = ()>>(test: impl FnOnce(TestBox) -> F) {
     if !rustix::process::geteuid().is_root() || !Path::new("/bin/busybox").exists() {
-        eprintln!("SKIPPED: needs root and /bin/busybox");
+        a3s_box_testing::skip("needs root and /bin/busybox");
         return;
     }
     let one = ONE_BOX.lock().unwrap_or_else(PoisonError::into_inner);

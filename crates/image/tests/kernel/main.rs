@@ -165,7 +165,7 @@ async fn the_merged_layers_equal_what_umoci_unpacks() {
 #[test]
 fn a_full_disk_says_so_and_leaves_nothing() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: mounting needs root");
+        a3s_box_testing::skip("mounting needs root");
         return;
     }
     let scratch = tempfile::tempdir().unwrap();

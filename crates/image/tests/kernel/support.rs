@@ -38,7 +38,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
 }
 
 fn skipped(why: &str) -> bool {
-    eprintln!("skipped: {why}");
+    a3s_box_testing::skip(why);
     false
 }
 

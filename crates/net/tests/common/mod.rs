@@ -24,6 +24,7 @@ use a3s_box_net::{
     Fallback, LocalConfig, NetConfig, NetMode, PodNetworking, Redirect, SetupError, SetupRequest,
     TeardownError, TeardownRequest,
 };
+use a3s_box_testing::skip;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
@@ -282,7 +283,7 @@ where
     F: AsyncFnOnce(Node) + Send + 'static,
 {
     if !Path::new(REAL_PLUGINS).join("bridge").exists() {
-        eprintln!("SKIPPED: needs the package containernetworking-plugins ({REAL_PLUGINS})");
+        skip(&format!("needs the package containernetworking-plugins ({REAL_PLUGINS})"));
         return;
     }
     on_any_node(test);
@@ -294,7 +295,7 @@ where
     F: AsyncFnOnce(Node) + Send + 'static,
 {
     if !has_nft() {
-        eprintln!("SKIPPED: needs the package nftables");
+        skip("needs the package nftables");
         return;
     }
     on_any_node(async |mut node: Node| {
@@ -312,10 +313,13 @@ where
     F: AsyncFnOnce(Node) + Send + 'static,
 {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root (network and mount namespaces)");
+        skip("needs root (network and mount namespaces)");
         return;
     }
-    let node = std::thread::spawn(move || {
+    // The thread keeps the test's name: a test that turns out to be skipped says it.
+    let thread =
+        std::thread::Builder::new().name(std::thread::current().name().unwrap_or_default().to_owned());
+    let node = thread.spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -324,7 +328,7 @@ where
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(Node { site: Site::new() }));
     });
-    if let Err(panic) = node.join() {
+    if let Err(panic) = node.unwrap().join() {
         std::panic::resume_unwind(panic);
     }
 }
