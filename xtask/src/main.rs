@@ -5,6 +5,7 @@
 //! once into the user's cache folder, and the project's own binaries into `target/`. See docs/development.md.
 
 mod bench;
+mod check;
 mod cpio;
 mod debian;
 mod demo;
@@ -44,6 +45,8 @@ enum Command {
     Demo(demo::Options),
     /// Measure speed beside peers, as ratios in one run.
     Bench(bench::Options),
+    /// Before a commit: formatting, lints, documentation and unit tests of what has changed.
+    Check(check::Options),
     /// Check and test everything, end to end on both VMM backends.
     Test(test::Options),
     /// The end-to-end scenarios that repeat, in their long form: hundreds of pods, of kills of the daemon and of VMMs.
@@ -81,6 +84,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Check(options) => check::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Soak { backend } => {
             test::e2e::soak(backend)?;

@@ -1,19 +1,26 @@
 //! `cargo xtask test`: every check there is, each stage named and timed, with a summary of what ran at the end.
 //!
 //! A failing stage does not stop the others. What a machine cannot run is skipped and the summary says why.
+//!
+//! Everything that the stages run is compiled once, by the stage `build`, with one choice of features. The suite in the
+//! virtual node keeps one processor busy for minutes, whatever the machine has: it runs beside the stages that follow it.
 
 mod deny;
 pub(crate) mod e2e;
 mod fuzz;
+mod skipped;
 mod umoci;
 
+use std::num::NonZero;
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 
 use crate::{packages, paths, process, tools, ui};
+use skipped::Skipped;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -39,20 +46,44 @@ pub(crate) enum Done {
     Skipped(String),
 }
 
-type Action = fn(&Options) -> Result<Done>;
+/// When a stage runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// After the stages before it.
+    Next,
+    /// Beside the stages after it, where there is more than one processor.
+    Beside,
+}
 
-const STAGES: &[(&str, Action)] = &[
-    ("format", format),
-    ("clippy", clippy),
-    ("deny", deny::policy),
-    ("advisories", deny::advisories),
-    ("unit", unit),
-    ("doc", doc),
-    ("fuzz", fuzz::run),
-    ("umoci", umoci::run),
-    ("e2e-qemu", e2e::qemu),
-    ("e2e-libkrun", e2e::libkrun),
+struct Stage {
+    name: &'static str,
+    turn: Turn,
+    action: fn(&Context<'_>) -> Result<Done>,
+}
+
+const fn next(name: &'static str, action: fn(&Context<'_>) -> Result<Done>) -> Stage {
+    Stage { name, turn: Turn::Next, action }
+}
+
+const STAGES: &[Stage] = &[
+    next("format", format),
+    next("build", build),
+    Stage { name: "e2e-libkrun", turn: Turn::Beside, action: e2e::libkrun },
+    next("unit", unit),
+    next("e2e-qemu", e2e::qemu),
+    next("clippy", clippy),
+    next("doc", doc),
+    next("deny", deny::policy),
+    next("advisories", deny::advisories),
+    next("umoci", umoci::run),
+    next("fuzz", fuzz::run),
 ];
+
+/// What the stages of one run share.
+pub(crate) struct Context<'a> {
+    options: &'a Options,
+    end_to_end: e2e::Programs,
+}
 
 struct Report {
     name: &'static str,
@@ -62,31 +93,55 @@ struct Report {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.list {
-        for (name, _) in STAGES {
-            println!("{name}");
+        for stage in STAGES {
+            println!("{}", stage.name);
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(unknown) = options.only.iter().find(|only| !STAGES.iter().any(|(name, _)| name == *only)) {
+    if let Some(unknown) = options.only.iter().find(|only| !STAGES.iter().any(|stage| stage.name == *only)) {
         bail!("there is no stage {unknown}; `cargo xtask test --list` names them");
     }
     packages::ensure(packages::Set::Test)?;
     let started = Instant::now();
-    let reports: Vec<Report> = STAGES
+    let chosen: Vec<&Stage> = STAGES
         .iter()
-        .filter(|(name, _)| options.only.is_empty() || options.only.iter().any(|only| only == name))
-        .map(|(name, action)| run_stage(name, *action, options))
+        .filter(|stage| options.only.is_empty() || options.only.iter().any(|only| only == stage.name))
         .collect();
+    let reports = run_stages(&chosen, &Context { options, end_to_end: e2e::Programs::default() });
     Ok(summarize(&reports, started.elapsed()))
 }
 
-fn run_stage(name: &'static str, action: Action, options: &Options) -> Report {
+/// Runs the stages; the reports are in the stages' order.
+fn run_stages(stages: &[&'static Stage], context: &Context<'_>) -> Vec<Report> {
+    let side_by_side = thread::available_parallelism().map_or(1, NonZero::get) > 1;
+    thread::scope(|scope| {
+        let reports: Vec<Result<Report, _>> = stages
+            .iter()
+            .map(|stage| match stage.turn {
+                Turn::Beside if side_by_side => Err((stage, scope.spawn(|| run_stage(stage, context)))),
+                Turn::Beside | Turn::Next => Ok(run_stage(stage, context)),
+            })
+            .collect();
+        let joined = |(stage, thread): (&&'static Stage, thread::ScopedJoinHandle<'_, Report>)| {
+            let panicked = |_| Report {
+                name: stage.name,
+                time: Duration::ZERO,
+                outcome: Err(anyhow!("the stage's thread panicked")),
+            };
+            thread.join().unwrap_or_else(panicked)
+        };
+        reports.into_iter().map(|report| report.unwrap_or_else(joined)).collect()
+    })
+}
+
+fn run_stage(stage: &Stage, context: &Context<'_>) -> Report {
+    let name = stage.name;
     ui::heading(&format!("stage {name}"));
     let started = Instant::now();
-    let outcome = action(options);
+    let outcome = (stage.action)(context);
     match &outcome {
         Ok(Done::Passed(_)) => {}
-        Ok(Done::Skipped(reason)) => ui::note(&format!("skipped: {reason}")),
+        Ok(Done::Skipped(reason)) => ui::note(&format!("stage {name} skipped: {reason}")),
         Err(error) => ui::failure(error),
     }
     Report { name, time: started.elapsed(), outcome }
@@ -118,24 +173,57 @@ fn summarize(reports: &[Report], total: Duration) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn format(_: &Options) -> Result<Done> {
-    process::run(tools::cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
-    process::run(tools::cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
-        .context("run `cargo fmt --manifest-path fuzz/Cargo.toml`")?;
+fn format(_: &Context<'_>) -> Result<Done> {
+    formatted()?;
     Ok(Done::Passed("workspace and fuzz targets".to_owned()))
 }
 
-fn clippy(_: &Options) -> Result<Done> {
+pub(crate) fn formatted() -> Result<()> {
+    process::run(tools::cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
+    process::run(tools::cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
+        .context("run `cargo fmt --manifest-path fuzz/Cargo.toml`")
+}
+
+/// Compiles every program and test that a later stage runs.
+fn build(context: &Context<'_>) -> Result<Done> {
+    process::run(nextest()?.arg("--no-run"))?;
+    context.end_to_end.get()?;
+    Ok(Done::Passed("programs, tests, guest image".to_owned()))
+}
+
+/// clippy over these targets of the workspace, warnings denied.
+pub(crate) fn clippy_of(targets: &[&str]) -> Command {
+    let mut cargo = tools::cargo();
+    cargo.args(["clippy", "--workspace", "--locked"]).args(targets).args(["--", "-D", "warnings"]);
+    cargo
+}
+
+fn clippy(_: &Context<'_>) -> Result<Done> {
     // The end-to-end suite is no test of plain `cargo test`, so "all targets" leaves it out.
     for targets in [&["--all-targets"][..], &["--test", "suite"]] {
-        let mut cargo = tools::cargo();
-        cargo.args(["clippy", "--workspace", "--locked"]).args(targets).args(["--", "-D", "warnings"]);
-        process::run(&mut cargo)?;
+        process::run(&mut clippy_of(targets))?;
     }
     Ok(Done::Passed("all targets, warnings denied".to_owned()))
 }
 
-fn unit(_: &Options) -> Result<Done> {
+fn unit(_: &Context<'_>) -> Result<Done> {
+    let mut words = String::new();
+    let skipped = Skipped::start()?;
+    process::through(
+        nextest()?
+            .args(["--workspace", "--no-fail-fast", "--color", ui::color_choice()])
+            .env(Skipped::VARIABLE, skipped.path()),
+        |line| {
+            if let Some((_, counts)) = line.split_once("tests run: ") {
+                words = counts.to_owned();
+            }
+        },
+    )?;
+    Ok(Done::Passed(skipped.corrected(&words)?))
+}
+
+/// `cargo nextest run --workspace`, to be completed.
+pub(crate) fn nextest() -> Result<Command> {
     let mut runner = if process::exists("cargo-nextest") {
         tools::cargo()
     } else {
@@ -143,27 +231,20 @@ fn unit(_: &Options) -> Result<Done> {
         nextest.current_dir(paths::repo());
         nextest
     };
-    let mut words = String::new();
-    process::through(
-        runner.args([
-            "nextest",
-            "run",
-            "--workspace",
-            "--locked",
-            "--no-fail-fast",
-            "--color",
-            ui::color_choice(),
-        ]),
-        |line| {
-            if let Some((_, counts)) = line.split_once("tests run: ") {
-                words = counts.to_owned();
-            }
-        },
-    )?;
-    Ok(Done::Passed(words))
+    runner.args(["nextest", "run", "--workspace", "--locked"]);
+    Ok(runner)
 }
 
-fn doc(_: &Options) -> Result<Done> {
-    process::run(tools::cargo().args(["test", "--doc", "--workspace", "--locked", "--quiet"]))?;
-    Ok(Done::Passed("examples in the documentation".to_owned()))
+/// rustdoc over everything, private items too: a link that leads nowhere is an error.
+pub(crate) fn rustdoc() -> Command {
+    let mut cargo = tools::cargo();
+    cargo.args(["doc", "--workspace", "--locked", "--no-deps", "--document-private-items", "--quiet"]);
+    cargo.env("RUSTDOCFLAGS", "-D warnings");
+    cargo
+}
+
+/// Every link of the documentation leads somewhere.
+fn doc(_: &Context<'_>) -> Result<Done> {
+    process::run(&mut rustdoc())?;
+    Ok(Done::Passed("links of the documentation".to_owned()))
 }

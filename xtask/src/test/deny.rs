@@ -4,10 +4,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Done, Options};
+use super::{Context, Done};
 use crate::{paths, process, tools};
 
-pub(super) fn policy(_: &Options) -> Result<Done> {
+pub(super) fn policy(_: &Context<'_>) -> Result<Done> {
     process::run(deny()?.args([
         "--locked",
         "check",
@@ -20,7 +20,7 @@ pub(super) fn policy(_: &Options) -> Result<Done> {
 }
 
 /// The database is a git repository that not every machine may reach.
-pub(super) fn advisories(_: &Options) -> Result<Done> {
+pub(super) fn advisories(_: &Context<'_>) -> Result<Done> {
     if process::output(deny()?.args(["fetch", "db"])).is_err() {
         return Ok(Done::Skipped(
             "RustSec's advisory database cannot be fetched from this machine".to_owned(),

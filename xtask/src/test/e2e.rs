@@ -6,11 +6,12 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use super::{Done, Options};
+use super::{Context, Done};
 use crate::{dist, node, packages, paths, process, tools, ui};
 
 const NODE_MEMORY_MIB: u32 = 6144;
@@ -18,21 +19,22 @@ const NODE_MEMORY_MIB: u32 = 6144;
 const MAX_NODES: usize = 5;
 const NODE_LIMIT: Duration = Duration::from_secs(20 * 60);
 
-pub(super) fn qemu(_: &Options) -> Result<Done> {
-    on_qemu(&[], &[])
+pub(super) fn qemu(context: &Context<'_>) -> Result<Done> {
+    on_qemu(&context.end_to_end, &[], &[])
 }
 
-pub(super) fn libkrun(_: &Options) -> Result<Done> {
-    on_libkrun(&[], &[], NODE_LIMIT)
+pub(super) fn libkrun(context: &Context<'_>) -> Result<Done> {
+    on_libkrun(&context.end_to_end, &[], &[], NODE_LIMIT)
 }
 
 /// The scenarios that do the same things very often, in their long form.
 pub(crate) fn soak(backend: Backend) -> Result<()> {
     packages::ensure(packages::Set::Test)?;
     let (only, environment) = (["endurance::"], [("A3S_BOX_SOAK", "1".to_owned())]);
+    let programs = Programs::default();
     let done = match backend {
-        Backend::Qemu => on_qemu(&only, &environment)?,
-        Backend::Libkrun => on_libkrun(&only, &environment, 3 * NODE_LIMIT)?,
+        Backend::Qemu => on_qemu(&programs, &only, &environment)?,
+        Backend::Libkrun => on_libkrun(&programs, &only, &environment, 3 * NODE_LIMIT)?,
     };
     match done {
         Done::Passed(words) | Done::Skipped(words) => ui::note(&words),
@@ -49,9 +51,9 @@ pub(crate) enum Backend {
     Libkrun,
 }
 
-fn on_qemu(only: &[&str], environment: &[(&str, String)]) -> Result<Done> {
+fn on_qemu(programs: &Programs, only: &[&str], environment: &[(&str, String)]) -> Result<Done> {
     need_root()?;
-    let (layout, suite) = prepare()?;
+    let (layout, suite) = programs.get()?;
     let mut outcome = Outcome::default();
     let ran = process::lines(
         Command::new(&suite)
@@ -66,12 +68,19 @@ fn on_qemu(only: &[&str], environment: &[(&str, String)]) -> Result<Done> {
             outcome.note(line);
         },
     );
+    outcome.tell_slowest("qemu");
     ran.with_context(|| format!("backend qemu: {outcome}"))?;
     Ok(Done::Passed(format!("backend qemu (software emulation): {outcome}")))
 }
 
-fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) -> Result<Done> {
-    let (layout, suite) = prepare()?;
+/// Its lines are marked: other stages print between them.
+fn on_libkrun(
+    programs: &Programs,
+    only: &[&str],
+    environment: &[(&str, String)],
+    limit: Duration,
+) -> Result<Done> {
+    let (layout, suite) = programs.get()?;
     let mut command = vec![suite.to_string_lossy().into_owned()];
     command.extend(ARGUMENTS.iter().chain(only).map(|argument| (*argument).to_owned()));
     command.extend(skip(WITHOUT_VMM));
@@ -81,7 +90,7 @@ fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) ->
     let attempt = |command: &[String], outcome: &mut Outcome| {
         let run = node::Run { command, environment: &variables, memory_mib: NODE_MEMORY_MIB, limit };
         run.execute(|line| {
-            println!("{line}");
+            println!("libkrun | {line}");
             outcome.note(line);
         })
     };
@@ -100,6 +109,7 @@ fn on_libkrun(only: &[&str], environment: &[(&str, String)], limit: Duration) ->
             other => break (other.with_context(|| format!("backend libkrun: {outcome}"))?, outcome),
         }
     };
+    outcome.tell_slowest("libkrun");
     let before = match nodes {
         1 => String::new(),
         _ => format!("{} passed in {} node(s) that failed; then ", done.len(), nodes - 1),
@@ -121,11 +131,19 @@ const WITHOUT_VMM: &[&str] =
 /// One daemon serves all scenarios in turn.
 const ARGUMENTS: &[&str] = &["--test-threads=1"];
 
+/// How many of the longest scenarios are named at the end.
+const SLOWEST: usize = 8;
+
 /// What the suite said of itself.
-#[derive(Default)]
 struct Outcome {
     counts: String,
     passed: Vec<String>,
+    /// Scenarios that could not run, each with its reason. They count among the passed ones of `counts`.
+    skipped: Vec<String>,
+    /// When the last scenario ended.
+    last_end: Instant,
+    /// How long each scenario took, with what the suite did before it.
+    times: Vec<(Duration, String)>,
     /// Whether a scenario has failed.
     failed: bool,
     /// Runs, and prints something of its own meanwhile.
@@ -136,8 +154,29 @@ struct Outcome {
     reason_follows: bool,
 }
 
+impl Default for Outcome {
+    fn default() -> Self {
+        Self {
+            counts: String::new(),
+            passed: Vec::new(),
+            skipped: Vec::new(),
+            last_end: Instant::now(),
+            times: Vec::new(),
+            failed: false,
+            running: None,
+            failures: Vec::new(),
+            reason_follows: false,
+        }
+    }
+}
+
 impl Outcome {
     fn note(&mut self, line: &str) {
+        if let Some((_, reason)) = line.split_once("SKIPPED: ") {
+            let name =
+                self.running.clone().unwrap_or_else(|| line.split(' ').nth(1).unwrap_or_default().into());
+            self.skipped.push(format!("{name} ({reason})"));
+        }
         if self.reason_follows
             && let Some(failure) = self.failures.last_mut()
         {
@@ -160,6 +199,10 @@ impl Outcome {
     }
 
     fn ended(&mut self, word: &str) {
+        if let ("ok" | "FAILED", Some(name)) = (word, &self.running) {
+            self.times.push((self.last_end.elapsed(), name.clone()));
+            self.last_end = Instant::now();
+        }
         match word {
             "ok" => self.passed.extend(self.running.take()),
             "FAILED" => self.failed = true,
@@ -168,9 +211,23 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Names the scenarios that took longest, to know where the time goes.
+    fn tell_slowest(&self, backend: &str) {
+        let mut times = self.times.clone();
+        times.sort_by(|a, b| b.cmp(a));
+        let slowest: Vec<String> =
+            times.iter().take(SLOWEST).map(|(time, name)| format!("{name} {}", ui::time(*time))).collect();
+        ui::note(&format!("{backend}: the longest scenarios: {}", slowest.join(", ")));
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.counts)?;
+        if !self.skipped.is_empty() {
+            write!(f, "; {} of these skipped: {}", self.skipped.len(), self.skipped.join(", "))?;
+        }
         self.failures.iter().try_for_each(|failure| write!(f, "; {failure}"))
     }
 }
@@ -182,8 +239,22 @@ fn need_root() -> Result<()> {
     bail!("pods need network namespaces, taps and cgroups: run as root")
 }
 
-/// The layout and the suite's program; a second call finds everything built.
-fn prepare() -> Result<(PathBuf, PathBuf)> {
+/// The installed layout and the suite's program, built once for both backends.
+#[derive(Default)]
+pub(crate) struct Programs(Mutex<Option<(PathBuf, PathBuf)>>);
+
+impl Programs {
+    /// The layout and the suite.
+    pub(crate) fn get(&self) -> Result<(PathBuf, PathBuf)> {
+        let mut built = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if built.is_none() {
+            *built = Some(build()?);
+        }
+        built.clone().context("building the layout and the suite")
+    }
+}
+
+fn build() -> Result<(PathBuf, PathBuf)> {
     let out = paths::target().join("test-dist");
     let layout = dist::build(&dist::Options { profile: "dev".to_owned(), out: Some(out) })?;
     let messages = process::output(
@@ -226,6 +297,15 @@ mod tests {
         assert_eq!(outcome.to_string(), "FAILED. 1 failed; a::b: no pod");
         assert_eq!(outcome.passed, ["a::a", "a::c"]);
         assert!(outcome.failed);
+    }
+
+    #[test]
+    fn a_scenario_that_could_not_run_is_named() {
+        let mut outcome = Outcome::default();
+        for line in ["test a::b ... SKIPPED: no verity", "ok", "test result: ok. 1 passed"] {
+            outcome.note(line);
+        }
+        assert_eq!(outcome.to_string(), "ok. 1 passed; 1 of these skipped: a::b (no verity)");
     }
 
     #[test]

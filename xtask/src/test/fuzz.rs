@@ -6,9 +6,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, iter, thread};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{Done, Options};
+use super::{Context, Done};
 use crate::{paths, process, tools};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -24,7 +24,8 @@ const PROTOCOLS: &[&str] = &["channels", "spdy"];
 const PROTOCOL_SECONDS: u64 = 60;
 
 /// As many targets at once as there are processors, so that a second of each is one.
-pub(super) fn run(options: &Options) -> Result<Done> {
+pub(super) fn run(context: &Context<'_>) -> Result<Done> {
+    let options = context.options;
     let targets = targets()?;
     let folder = paths::repo().join("fuzz");
     // The explicit target keeps the instrumentation away from build scripts.

@@ -5,12 +5,13 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 
-use super::{Done, Options};
+use super::{Context, Done};
 use crate::{bench, paths, process};
 
-pub(super) fn run(options: &Options) -> Result<Done> {
+pub(super) fn run(context: &Context<'_>) -> Result<Done> {
+    let options = context.options;
     if !nix::unistd::geteuid().is_root() {
         return Ok(Done::Skipped("mounting layers needs root".to_owned()));
     }
