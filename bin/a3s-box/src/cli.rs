@@ -1,4 +1,8 @@
 //! The command line as clap reads it.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "these comments are help texts: brackets mean what may be left out"
+)]
 
 use std::path::PathBuf;
 use std::time::Duration;

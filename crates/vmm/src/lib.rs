@@ -2,7 +2,7 @@
 //!
 //! [`seam`] is the contract. [`LibkrunVmm`] and [`QemuVmm`] fulfil it by starting one `a3s-box-vmm` process per
 //! box with a [`launch::LaunchSpec`]; everything after that (watching, dialling, attaching, ending) is the same
-//! for both and lives in `machine`. [`probe`] decides which of the two a machine can use, by trying.
+//! for both and lives in `machine`. [`mod@probe`] decides which of the two a machine can use, by trying.
 
 mod attach;
 pub mod cmdline;
