@@ -2,8 +2,8 @@
 # mkfs.erofs --tar --aufs: a whiteout deletes what its own layer brings, or fails to delete what lies below.
 #
 # What one would guess: --aufs turns the whiteouts of an OCI layer (".wh.NAME") into those of overlayfs, and an overlay of the images
-# shows the tree that other tools unpack. OCI's rule is that a whiteout deletes from the layers below and never from its own, so that
-# the order of the two members in the archive does not matter.
+# shows the tree that other tools unpack. OCI's rule is that a whiteout deletes from the layers below and never from its own. It asks
+# builders to put whiteouts first, but the order changes nothing.
 # What happens: the whiteout becomes a member called NAME, and of two members with one name the last one counts. If the layer replaces
 # a file and its whiteout comes after it, the new file is gone. If the whiteout comes first and a directory of the name follows, the
 # directory is not marked opaque, and all that was below shows through it again.
