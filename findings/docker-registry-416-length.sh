@@ -7,8 +7,8 @@
 # that reads the body before it looks at the status waits for a blob that never comes, and reports that the connection broke (curl:
 # exit code 18) instead of a 416; and one that takes a broken connection as a reason to resume asks the same again.
 # Seen with: docker-registry 2.8.2+ds1-1 of Debian 12, asked with curl 7.88.1-10+deb12u15. It was built with Go 1.19, and the mistake is
-# in that Go's HTTP library: 2.8.3+ds1-2+b8 of Debian 13, built with Go 1.24, says Content-Length 33. So it is found in any registry
-# of those years that serves its blobs with it, whatever its own version says.
+# in that Go's HTTP library: 2.8.3+ds1-2+b8 of Debian 13, built with Go 1.24, says Content-Length 33. So what counts is the compiler of
+# a registry's build, which its version does not tell.
 # Seen output:
 #   HTTP/1.1 206 Partial Content
 #     Content-Length 10, Content-Range "bytes 99990-99999/100000", curl exits with 0 after 10 bytes
