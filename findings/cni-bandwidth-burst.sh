@@ -71,7 +71,8 @@ limits() {
                 "interfaces": [{"name": "host0"}, {"name": "eth0", "sandbox": "/run/netns"}]}}
 EOF
   ) || { echo "ADD failed: $said" >&2; exit 2; }
-  in_root tc -j -r qdisc show dev host0 root | sed 's/.*"burst":\([0-9]*\).*"lat":\([0-9]*\).*/\1 \2/' | awk '{ printf "%d %.0f\n", $1, $2 / 1000000 }'
+  in_root tc -j -r qdisc show dev host0 root | sed 's/.*"burst":\([0-9]*\).*"lat":\([0-9]*\).*/\1 \2/' |
+    awk '{ printf "%d %.0f\n", $1, $2 / 1000000 }'
 }
 counter() { in_root tc -s -j qdisc show dev host0 root | sed "s/.*\"$1\":\([0-9]*\).*/\1/"; }
 

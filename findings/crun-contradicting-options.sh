@@ -67,7 +67,8 @@ EOF
 
 # Prints the options that the mounts in question have in a container of this runtime, as "mount point:options" in one line.
 options() {
-  env -i PATH=/usr/sbin:/usr/bin chroot "$root" "$1" --root "/run/$1" run --bundle /bundle "finding-${dir##*.}-$1" </dev/null >"$root/said" 2>&1 ||
+  local id=finding-${dir##*.}-$1
+  env -i PATH=/usr/sbin:/usr/bin chroot "$root" "$1" --root "/run/$1" run --bundle /bundle "$id" </dev/null >"$root/said" 2>&1 ||
     { cat "$root/said" >&2; echo "$1 cannot run a container here" >&2; exit 2; }
   awk '$5 ~ /-/ { sub(",relatime", "", $6); print substr($5, 2) ":" $6 }' "$root/said" | paste -s -d ' '
 }

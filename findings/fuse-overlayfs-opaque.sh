@@ -41,7 +41,7 @@ if [ "${1-}" != inside ]; then
   dir=$(mktemp -d)
   trap 'rm -rf --one-file-system "$dir"' EXIT
   unpack fuse-overlayfs=1.14-1+b1
-  unshare --mount --net --propagation private bash "$0" inside "$dir"
+  unshare --mount --net --pid --fork --kill-child --propagation private bash "$0" inside "$dir"
   exit
 fi
 root=$2/root
@@ -54,7 +54,8 @@ cd "$root/work"
 mkdir -p lower/replaced upper scratch scratch-of-kernel by-fuse by-kernel
 echo old >lower/replaced/old
 
-chroot "$root" /usr/bin/fuse-overlayfs -o lowerdir=/work/lower,upperdir=/work/upper,workdir=/work/scratch /work/by-fuse >/dev/null 2>errors ||
+layers=lowerdir=/work/lower,upperdir=/work/upper,workdir=/work/scratch
+chroot "$root" /usr/bin/fuse-overlayfs -o "$layers" /work/by-fuse >/dev/null 2>errors ||
   { cat errors >&2; echo "fuse-overlayfs cannot mount here" >&2; exit 2; }
 rm -r by-fuse/replaced
 mkdir by-fuse/replaced
@@ -63,7 +64,8 @@ fuse=$(ls -A by-fuse/replaced | paste -s -d ' ')
 echo "through fuse-overlayfs the directory has:  $fuse"
 umount by-fuse
 
-mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=scratch-of-kernel by-kernel || { echo "no overlayfs here" >&2; exit 2; }
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=scratch-of-kernel by-kernel ||
+  { echo "no overlayfs here" >&2; exit 2; }
 kernel=$(ls -A by-kernel/replaced 2>/dev/null | paste -s -d ' ')
 echo "through the kernel's overlayfs it has:     $kernel"
 code=0
@@ -71,7 +73,8 @@ find by-kernel -ls >/dev/null 2>errors || code=$?
 echo "find there exits with $code and says:         $(sed 's/^find: //' errors)"
 umount by-kernel
 
-if [ "$fuse" = new ] && [ "$kernel" = ".wh..opq .wh..wh..opq new" ] && [ "$code" = 1 ] && grep -q 'replaced/.wh..opq.*No such file' errors; then
+if [ "$fuse" = new ] && [ "$kernel" = ".wh..opq .wh..wh..opq new" ] && [ "$code" = 1 ] &&
+  grep -q 'replaced/.wh..opq.*No such file' errors; then
   echo "as described"
 else
   echo "CHANGED: the marks of fuse-overlayfs can no longer be seen through the kernel's overlayfs"
