@@ -20,12 +20,13 @@
 set -eu
 
 # Unpacks packages of Debian 12, each given as NAME=VERSION, and what they depend on into $dir/root. The machine itself gets
-# nothing installed. Ends with 2 if a version is not to be had, as that says nothing about the behaviour.
+# nothing installed. Ends with 2 if a version is not to be had, which says nothing about the behaviour.
 unpack() {
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror deb
   mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial" "$dir/root"
   touch "$dir/apt/status"
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  [ -n "$mirror" ] || { echo "apt knows no archive of Debian yet: run apt-get update once" >&2; exit 2; }
   echo "deb [signed-by=$keyring] $mirror bookworm main" >"$dir/apt/sources"
   cat >"$dir/apt/conf" <<EOF
 Dir::Etc { SourceList "$dir/apt/sources"; SourceParts "/dev/null"; Preferences "/dev/null"; PreferencesParts "/dev/null"; }
@@ -33,7 +34,10 @@ Dir::State "$dir/apt"; Dir::State::status "$dir/apt/status"; Dir::Cache "$dir/ap
 APT { Sandbox::User "root"; Install-Recommends "false"; }
 EOF
   export APT_CONFIG=$dir/apt/conf
-  apt-get -qq update && apt-get -qq --yes --download-only install "$@" >/dev/null || { echo "cannot fetch $*" >&2; exit 2; }
+  if ! apt-get -qq update || ! apt-get -qq --yes --download-only install "$@" >/dev/null; then
+    echo "cannot fetch $*" >&2
+    exit 2
+  fi
   mkdir -p "$dir/root/usr/bin" "$dir/root/usr/sbin" "$dir/root/usr/lib64"
   ln -s usr/bin usr/sbin usr/lib usr/lib64 "$dir/root"
   for deb in "$dir"/apt/archives/*.deb; do dpkg -x "$deb" "$dir/root"; done
@@ -69,19 +73,19 @@ http: {addr: "127.0.0.1:5000"}
 EOF
 chroot "$root" /usr/bin/docker-registry serve /work/config.yml >log 2>&1 &
 
-ask() { # CURL'S ARGUMENTS: prints "exit code of curl, bytes of the body", and leaves the head of the answer in the file "head"
+ask() { # CURL'S ARGUMENTS: prints "exit code of curl, bytes of the body", and leaves its head in the file "answer"
   local code=0 url=http://127.0.0.1:5000/v2/app/blobs/sha256:$digest
   : >body
-  chroot "$root" /usr/bin/curl --silent --max-time 20 --dump-header /work/head --output /work/body "$@" "$url" || code=$?
+  chroot "$root" /usr/bin/curl --silent --max-time 20 --dump-header /work/answer --output /work/body "$@" "$url" || code=$?
   echo "$code $(stat -c %s body)"
 }
 for _ in $(seq 50); do
   if [ "$(ask)" = "0 $size" ]; then break; fi
   sleep 0.2
 done
-field() { tr -d '\r' <head | sed -n "s|^$1: ||Ip"; }
+field() { tr -d '\r' <answer | sed -n "s|^$1: ||Ip"; }
 show() { # NUMBERS: what ask printed
-  echo "$(head -n 1 head | tr -d '\r')"
+  sed 's/\r//; q' answer
   echo "  Content-Length $(field content-length), Content-Range \"$(field content-range)\", curl exits with ${1% *} after ${1#* } bytes"
 }
 
@@ -91,7 +95,7 @@ none=$(ask --range "$size-")
 show "$none"
 echo "body: $(cat body)"
 
-if [ "$rest" = "0 10" ] && grep -q '^HTTP/1.1 416' head && [ "$(field content-length)" = "$size" ] &&
+if [ "$rest" = "0 10" ] && grep -q '^HTTP/1.1 416' answer && [ "$(field content-length)" = "$size" ] &&
   [ "${none#* }" -lt 1000 ] && [ "${none% *}" = 18 ]; then
   echo "as described"
 else

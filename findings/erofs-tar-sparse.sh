@@ -13,18 +13,19 @@
 #   gnu: tar2sqfs gives: disk.img, 1048576 bytes, the right content
 #   gnu: mkfs.erofs exits with 0 and gives: no file
 #   posix: tar2sqfs gives: disk.img, 1048576 bytes, the right content
-#   posix: mkfs.erofs exits with 0 and gives: GNUSparseFile.7108/disk.img, 4608 bytes, other content
+#   posix: mkfs.erofs exits with 0 and gives: GNUSparseFile.25628/disk.img, 4608 bytes, other content
 # Why it matters: layers of images are turned into EROFS by this tool. Whoever does so, or writes a reader of layers, has to handle
 # both kinds of sparse member or refuse them: nobody further down can tell that a file is missing.
 set -eu
 
 # Unpacks packages of Debian 13, each given as NAME=VERSION, and what they depend on into $dir/root. The machine itself gets
-# nothing installed. Ends with 2 if a version is not to be had, as that says nothing about the behaviour.
+# nothing installed. Ends with 2 if a version is not to be had, which says nothing about the behaviour.
 unpack() {
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror deb
   mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial" "$dir/root"
   touch "$dir/apt/status"
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  [ -n "$mirror" ] || { echo "apt knows no archive of Debian yet: run apt-get update once" >&2; exit 2; }
   echo "deb [signed-by=$keyring] $mirror trixie main" >"$dir/apt/sources"
   cat >"$dir/apt/conf" <<EOF
 Dir::Etc { SourceList "$dir/apt/sources"; SourceParts "/dev/null"; Preferences "/dev/null"; PreferencesParts "/dev/null"; }
@@ -32,7 +33,10 @@ Dir::State "$dir/apt"; Dir::State::status "$dir/apt/status"; Dir::Cache "$dir/ap
 APT { Sandbox::User "root"; Install-Recommends "false"; }
 EOF
   export APT_CONFIG=$dir/apt/conf
-  apt-get -qq update && apt-get -qq --yes --download-only install "$@" >/dev/null || { echo "cannot fetch $*" >&2; exit 2; }
+  if ! apt-get -qq update || ! apt-get -qq --yes --download-only install "$@" >/dev/null; then
+    echo "cannot fetch $*" >&2
+    exit 2
+  fi
   mkdir -p "$dir/root/usr/bin" "$dir/root/usr/sbin" "$dir/root/usr/lib64"
   ln -s usr/bin usr/sbin usr/lib usr/lib64 "$dir/root"
   for deb in "$dir"/apt/archives/*.deb; do dpkg -x "$deb" "$dir/root"; done

@@ -17,12 +17,13 @@
 set -eu
 
 # Unpacks packages of Debian 13, each given as NAME=VERSION, and what they depend on into $dir/root. The machine itself gets
-# nothing installed. Ends with 2 if a version is not to be had, as that says nothing about the behaviour.
+# nothing installed. Ends with 2 if a version is not to be had, which says nothing about the behaviour.
 unpack() {
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror deb
   mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial" "$dir/root"
   touch "$dir/apt/status"
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  [ -n "$mirror" ] || { echo "apt knows no archive of Debian yet: run apt-get update once" >&2; exit 2; }
   echo "deb [signed-by=$keyring] $mirror trixie main" >"$dir/apt/sources"
   cat >"$dir/apt/conf" <<EOF
 Dir::Etc { SourceList "$dir/apt/sources"; SourceParts "/dev/null"; Preferences "/dev/null"; PreferencesParts "/dev/null"; }
@@ -30,7 +31,10 @@ Dir::State "$dir/apt"; Dir::State::status "$dir/apt/status"; Dir::Cache "$dir/ap
 APT { Sandbox::User "root"; Install-Recommends "false"; }
 EOF
   export APT_CONFIG=$dir/apt/conf
-  apt-get -qq update && apt-get -qq --yes --download-only install "$@" >/dev/null || { echo "cannot fetch $*" >&2; exit 2; }
+  if ! apt-get -qq update || ! apt-get -qq --yes --download-only install "$@" >/dev/null; then
+    echo "cannot fetch $*" >&2
+    exit 2
+  fi
   mkdir -p "$dir/root/usr/bin" "$dir/root/usr/sbin" "$dir/root/usr/lib64"
   ln -s usr/bin usr/sbin usr/lib usr/lib64 "$dir/root"
   for deb in "$dir"/apt/archives/*.deb; do dpkg -x "$deb" "$dir/root"; done
