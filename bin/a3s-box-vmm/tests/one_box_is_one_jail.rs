@@ -8,7 +8,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use a3s_box_vmm::error::LaunchError;
 use a3s_box_vmm::{
     Accel, Attachment, BoxPlan, Machine, MachineExit, PlanNetwork, QemuParts, QemuVmm, Vmm, read_facts,
 };

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use a3s_box_cri::proto::{ExecRequest, PortForwardRequest};
+use a3s_box_cri::proto::{ContainerState, ExecRequest, PodSandboxConfig, PortForwardRequest};
 use a3s_box_e2e::client::Client;
 use a3s_box_e2e::streams::{all, forward, kind, spdy};
 use a3s_box_e2e::wait;
@@ -21,7 +21,7 @@ use crate::suite::{Suite, launch, log_lines, logged};
 
 const BYTES: usize = 10 << 20;
 
-/// How the digest of an empty line of shell is told apart from none at all.
+/// Digits of a digest.
 const DIGEST: usize = 64;
 
 fn digest(bytes: &[u8]) -> String {
@@ -151,7 +151,9 @@ pub(crate) async fn every_order(suite: &Suite, rounds: u32) -> Result<()> {
         let mut pod = Pod { client: &mut client, pod: &pod, container: &container };
         pod.execs(&input).await.with_context(|| format!("execs of round {round}"))?;
         pod.ports(&input).await.with_context(|| format!("ports of round {round}"))?;
-        log(suite, &mut client, pod.pod, round).await.with_context(|| format!("log of round {round}"))?;
+        log(suite, &mut client, pod.pod, &config, round)
+            .await
+            .with_context(|| format!("log of round {round}"))?;
     }
     client.remove_pod(&pod).await?;
     println!("{rounds} rounds of {BYTES} bytes through execs, ports and logs");
@@ -159,22 +161,27 @@ pub(crate) async fn every_order(suite: &Suite, rounds: u32) -> Result<()> {
 }
 
 /// A container that ends with its last byte.
-async fn log(suite: &Suite, client: &mut Client, pod: &str, round: u32) -> Result<()> {
-    let config = suite.pod("endings-log")?;
+async fn log(
+    suite: &Suite,
+    client: &mut Client,
+    pod: &str,
+    config: &PodSandboxConfig,
+    round: u32,
+) -> Result<()> {
     let script = "head -c 7864320 /dev/urandom | base64 > /tmp/f; cat /tmp/f; sha256sum /tmp/f";
     let mut log = suite.script("log", script);
     log.metadata.get_or_insert_default().attempt = round;
-    let container = launch(client, pod, log, &config).await?;
+    let container = launch(client, pod, log, config).await?;
     let ended = wait::until("the end of the log's container", Duration::from_secs(120), || {
         let (mut client, container) = (client.clone(), container.clone());
         async move {
             let status = client.container_status(&container).await?;
-            let ended = status.state() == a3s_box_cri::proto::ContainerState::ContainerExited;
+            let ended = status.state() == ContainerState::ContainerExited;
             Ok(ended.then_some(status.exit_code))
         }
     });
     ensure!(ended.await? == 0);
-    let lines: Vec<String> = log_lines(&config, "log")?.into_iter().map(|line| line.2).collect();
+    let lines: Vec<String> = log_lines(config, "log")?.into_iter().map(|line| line.2).collect();
     let (told, lines) = lines.split_last().context("nothing was logged")?;
     let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
     ensure!(told.get(..DIGEST) == Some(digest(text.as_bytes()).as_str()), "{} bytes were logged", text.len());
