@@ -1,4 +1,4 @@
-//! Programs built from crates.io at a pinned version: the VMM's helpers and the checkers.
+//! Programs built from crates.io at a pinned version: the VMM's helper and the checkers.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,9 +21,6 @@ pub(crate) struct Tool {
 /// virtio-fs device of the QEMU backend.
 pub(crate) const VIRTIOFSD: Tool =
     Tool { program: "virtiofsd", krate: "virtiofsd", version: "1.14.0", quick: false };
-/// vsock device of the QEMU backend, for kernels without vhost-vsock.
-pub(crate) const VHOST_DEVICE_VSOCK: Tool =
-    Tool { program: "vhost-device-vsock", krate: "vhost-device-vsock", version: "0.3.0", quick: false };
 /// Licences, advisories, duplicates.
 pub(crate) const CARGO_DENY: Tool =
     Tool { program: "cargo-deny", krate: "cargo-deny", version: "0.20.2", quick: true };

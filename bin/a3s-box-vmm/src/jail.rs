@@ -221,7 +221,7 @@ fn programs(qemu: &QemuSpec) -> anyhow::Result<()> {
         }
     }
     // Programs elsewhere keep their path, so that they find what lies beside them named as they expect.
-    for program in [&qemu.emulator, &qemu.virtiofsd, &qemu.vhost_device_vsock] {
+    for program in [&qemu.emulator, &qemu.virtiofsd] {
         if !program.starts_with("/usr") && !relative(program).exists() {
             place_same(program)?;
         }

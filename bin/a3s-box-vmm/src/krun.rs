@@ -5,17 +5,14 @@ use std::io;
 use std::os::fd::IntoRawFd;
 use std::process::ExitCode;
 
-use a3s_box_protocol::{READY_PORT, RPC_PORT, SHARE_TAG, STREAM_PORT};
+use a3s_box_protocol::{READY_PORT, SHARE_TAG};
 use a3s_box_vmm::launch::{LaunchSpec, jail, socket_name};
 use a3s_box_vmm::{BoxPlan, PlanNic, cmdline};
 use anyhow::{Context, bail};
 
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{logs, privileges};
-
-/// libkrun panicked.
-const PANICKED: i32 = 73;
+use crate::{logs, panics, privileges};
 
 const ELF: u32 = 1;
 const RAW: u32 = 0;
@@ -50,20 +47,9 @@ pub(crate) fn run(spec: &LaunchSpec, opened: Opened, status: &Status) -> anyhow:
     for nic in plan.network.iter().flat_map(|network| &network.nics) {
         context.nic(nic)?;
     }
-    end_on_panic();
+    panics::end_the_process();
     status.up()?;
     context.enter()
-}
-
-/// A thread of libkrun that panics would leave a VM that neither runs nor ends.
-#[allow(unsafe_code)]
-fn end_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        print(panic);
-        // SAFETY: the process ends here; nothing is unwound or flushed, and nothing needs to be.
-        unsafe { libc::_exit(PANICKED) }
-    }));
 }
 
 /// A libkrun configuration.
@@ -126,8 +112,8 @@ impl Machine {
         check("add vsock", krun::krun_add_vsock(self.0, NO_TSI))?;
         // The host listens for Ready; on the others libkrun listens for the host.
         self.socket(READY_PORT, false)?;
-        for port in [RPC_PORT, STREAM_PORT].iter().chain(&plan.guest_ports) {
-            self.socket(*port, true)?;
+        for port in plan.host_dials() {
+            self.socket(port, true)?;
         }
         Ok(())
     }

@@ -7,11 +7,13 @@ mod jail;
 mod krun;
 mod logs;
 mod outer;
+mod panics;
 mod privileges;
 mod qemu;
 mod speed;
 mod status;
 mod tap;
+mod vsock;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -28,7 +30,8 @@ use crate::status::Status;
 /// A step of setting up failed. Guests that power off end the process with 0.
 const SETUP_FAILED: u8 = 71;
 
-const USAGE: &str = "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users (started by a3s-box itself)";
+const USAGE: &str =
+    "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users | vsock PORT=FD… (started by a3s-box itself)";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         [verb, plan] if verb == "run" => run_box(Path::new(plan)),
         [verb] if verb == "kvm-speed" => print_speed(),
         [verb] if verb == "hold-users" => hold_users(),
+        [verb, ports @ ..] if verb == vsock::ROLE => vsock::run(ports),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)

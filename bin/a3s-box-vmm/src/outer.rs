@@ -7,7 +7,7 @@ use std::path::Path;
 use a3s_box_vmm::MachineFacts;
 use a3s_box_vmm::launch::{FACTS_FILE, Hypervisor, LaunchSpec, Report, VSOCK_DIR, start_ticks};
 use anyhow::{Context, bail};
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, chown, openat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, chmod, chown, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid, umask};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -30,9 +30,11 @@ pub(crate) fn split(spec: &LaunchSpec, status: &Status) -> anyhow::Result<Role> 
     enter_network(spec)?;
     raise_file_limit()?;
     if let Hypervisor::Qemu(qemu) = &spec.hypervisor {
-        let (sockets, uid) = (spec.plan.dir.join(VSOCK_DIR), qemu.uid);
-        chown(&sockets, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))
-            .with_context(|| format!("give {} to uid {uid}", sockets.display()))?;
+        // Its device connects to the host's sockets there and makes none of its own.
+        let (sockets, gid) = (spec.plan.dir.join(VSOCK_DIR), qemu.uid);
+        chown(&sockets, None, Some(Gid::from_raw(gid)))
+            .and_then(|()| chmod(&sockets, Mode::from_raw_mode(0o710)))
+            .with_context(|| format!("open {} to gid {gid}", sockets.display()))?;
     }
     let (wait, release) = std::io::pipe().context("make a pipe")?;
     let Some(pid) = clone_inner()? else {

@@ -3,7 +3,7 @@
 //! It is the first process of the PID namespace: when it ends, for whatever reason, the kernel ends the others.
 
 use std::fs::{File, Permissions};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -11,22 +11,19 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use a3s_box_vmm::launch::{LaunchSpec, QemuSpec, VSOCK_MULTIPLEX, jail};
+use a3s_box_vmm::launch::{LaunchSpec, QemuSpec, jail, socket_name};
 use a3s_box_vmm::qemu::args::{self, Inherited};
 use a3s_box_vmm::{BoxPlan, cmdline};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::thread::CapabilitySet;
 
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{logs, privileges};
+use crate::{logs, privileges, vsock};
 
 /// A helper ended while QEMU did not.
 const HELPER_ENDED: u8 = 72;
-
-/// How long the vsock helper may take to listen.
-const HELPER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long QEMU may outlive a helper: when it ends, the helpers see their connection close and may be first.
 const LAST_BREATH: Duration = Duration::from_secs(2);
@@ -42,7 +39,7 @@ pub(crate) fn run(
     // virtiofsd drops its bounding set by itself, and is killed by its own filter if it may not.
     privileges::keep_capabilities(privileges::FILE_SERVER | CapabilitySet::SETPCAP)?;
     privileges::filter_system_calls()?;
-    let helpers = [("virtiofsd", virtiofsd(qemu)?), ("vhost-device-vsock", vsock(qemu)?)];
+    let helpers = [("virtiofsd", virtiofsd(qemu)?), ("the vsock device", vsock(plan, qemu)?)];
     let cmdline = cmdline::compose(plan, &spec.hypervisor);
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;
@@ -60,22 +57,25 @@ fn virtiofsd(qemu: &QemuSpec) -> anyhow::Result<Child> {
     command.spawn().with_context(|| format!("start {}", qemu.virtiofsd.display()))
 }
 
-fn vsock(qemu: &QemuSpec) -> anyhow::Result<Child> {
-    let mut command = command(&qemu.vhost_device_vsock);
-    command.args(args::vsock()).uid(qemu.uid).gid(qemu.uid);
-    let mut child =
-        command.spawn().with_context(|| format!("start {}", qemu.vhost_device_vsock.display()))?;
-    let multiplex = format!("{}/{VSOCK_MULTIPLEX}", jail::VSOCK);
-    let started = Instant::now();
-    while !(Path::new(args::VSOCK_SOCKET).exists() && Path::new(&multiplex).exists()) {
-        if let Some(status) = child.try_wait().context("watch vhost-device-vsock")? {
-            bail!("vhost-device-vsock ended at once ({status}); the lines above say why");
-        }
-        if started.elapsed() > HELPER_LIMIT {
-            bail!("vhost-device-vsock did not listen within {HELPER_LIMIT:?}");
-        }
-        std::thread::sleep(Duration::from_millis(1));
+/// This program in another role, without any privilege. Its sockets are opened here, so that they are listened on before
+/// anybody can look for them.
+fn vsock(plan: &BoxPlan, qemu: &QemuSpec) -> anyhow::Result<Child> {
+    let listener = UnixListener::bind(args::VSOCK_SOCKET).context("listen for QEMU's vsock")?;
+    open_to_qemu(args::VSOCK_SOCKET)?;
+    // The program itself has no path in the jail.
+    let mut command = command(Path::new("/proc/self/exe"));
+    command.arg0("a3s-box-vmm").arg(vsock::ROLE).stdin(OwnedFd::from(listener)).uid(qemu.uid).gid(qemu.uid);
+    let mut sockets = Vec::new();
+    for port in plan.host_dials() {
+        let path = format!("{}/{}", jail::VSOCK, socket_name(port));
+        let socket = UnixListener::bind(&path).with_context(|| format!("listen on {path}"))?;
+        inherit(&socket)?;
+        command.arg(vsock::argument(port, &socket));
+        sockets.push(socket);
     }
+    let child = command.spawn().context("start the vsock device")?;
+    // QEMU inherits what is open.
+    drop(sockets);
     Ok(child)
 }
 

@@ -1,4 +1,4 @@
-//! The real `a3s-box-vmm` with stand-ins for QEMU and its helpers: what the box's processes see, what they may do,
+//! The real `a3s-box-vmm` and its vsock device with stand-ins for QEMU and its file server: what the box's processes see, what they may do,
 //! how they end. No virtual machine runs. Needs root and perl, and says so where it cannot run.
 #![allow(missing_docs)]
 
@@ -8,14 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use a3s_box_vmm::error::LaunchError;
 use a3s_box_vmm::{
     Accel, Attachment, BoxPlan, Machine, MachineExit, PlanNetwork, QemuParts, QemuVmm, Vmm, read_facts,
 };
 
-/// Listens where QEMU's vsock helper does, and hangs.
-const VSOCK: &str = r#"exec perl -MIO::Socket::UNIX -e '
-    my @s = map { IO::Socket::UNIX->new(Local => $_, Listen => 1) or die "$_: $!" } "/vsock/guest", "/run/vsock"; sleep 600'"#;
 const HANG: &str = "exec sleep 600";
 
 /// Prints the reason and answers whether the test can run.
@@ -33,7 +29,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(emulator: &str, virtiofsd: &str, vsock: &str) -> Self {
+    fn new(emulator: &str, virtiofsd: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The unprivileged stand-ins are executed by path.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -51,7 +47,6 @@ impl Fixture {
             vmm: env!("CARGO_BIN_EXE_a3s-box-vmm").into(),
             emulator: program("emulator", emulator),
             virtiofsd: program("virtiofsd", virtiofsd),
-            vhost_device_vsock: program("vsock", vsock),
         };
         Self { dir, parts }
     }
@@ -151,11 +146,15 @@ async fn killing_the_one_process_ends_all_and_only_then_the_wait() {
         return;
     }
     // Grandchildren and a process that ignores polite signals.
-    let fixture = Fixture::new("trap '' TERM INT HUP; sleep 600 & sleep 600", "sleep 600 & sleep 600", VSOCK);
+    let fixture = Fixture::new("trap '' TERM INT HUP; sleep 600 & sleep 600", "sleep 600 & sleep 600");
     let machine = fixture.launch().await;
-    assert_eq!(children(machine.facts().pid).len(), 3);
+    let children = children(machine.facts().pid);
+    assert_eq!(children.len(), 3);
     assert_eq!(read_facts(&fixture.path("box")).unwrap(), Some(machine.facts()));
     end(&*machine).await;
+    // The vsock device is a role of the program, whose arguments do not name the fixture.
+    let running = |pid: &&i32| Path::new("/proc").join(pid.to_string()).exists();
+    assert_eq!(children.iter().find(running), None);
     fixture.assert_nothing_runs();
 }
 
@@ -164,7 +163,7 @@ async fn a_box_is_found_again_and_outlives_its_handle() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let facts = fixture.launch().await.facts();
     let found = fixture.vmm().adopt(&fixture.path("box"), &facts).await.unwrap().expect("it still runs");
     assert_eq!(found.facts(), facts);
@@ -186,7 +185,7 @@ async fn the_emulators_exit_is_the_machines() {
         ("sleep 0.2; exit 3", MachineExit::Failed { code: 3 }),
         ("sleep 0.2; kill -SEGV $$", MachineExit::Failed { code: 139 }),
     ] {
-        let fixture = Fixture::new(emulator, HANG, VSOCK);
+        let fixture = Fixture::new(emulator, HANG);
         assert_eq!(fixture.launch().await.wait().await, expected, "{emulator}");
         fixture.assert_nothing_runs();
     }
@@ -197,7 +196,7 @@ async fn a_helper_that_dies_takes_the_box_with_it_and_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, "sleep 0.2; exit 9", VSOCK);
+    let fixture = Fixture::new(HANG, "sleep 0.2; exit 9");
     let machine = fixture.launch().await;
     assert_eq!(machine.wait().await, MachineExit::Failed { code: 72 });
     let words = machine.last_words(500).await;
@@ -205,16 +204,41 @@ async fn a_helper_that_dies_takes_the_box_with_it_and_is_named() {
     fixture.assert_nothing_runs();
 }
 
+/// A vsock device that has stopped, with its process alive, is a pod that nobody can reach.
 #[tokio::test]
-async fn a_helper_that_never_listens_is_an_error_that_names_it() {
+async fn a_vsock_device_that_ends_takes_the_box_with_it_and_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, "echo 'no such device' >&2; exit 4");
-    let error = fixture.vmm().launch(&fixture.plan()).await.err().unwrap();
-    assert!(matches!(error, LaunchError::EndedEarly { .. }), "{error:?}");
-    assert!(error.to_string().contains("vhost-device-vsock ended at once (exit status: 4)"), "{error}");
+    let fixture = Fixture::new(HANG, HANG);
+    let machine = fixture.launch().await;
+    let [_, vsock, _] = children(machine.facts().pid)[..] else { panic!("three children") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vsock), nix::sys::signal::Signal::SIGSEGV).unwrap();
+    assert_eq!(machine.wait().await, MachineExit::Failed { code: 72 });
+    let words = machine.last_words(500).await;
+    assert!(
+        words.contains("the vsock device ended (signal: 11") && words.contains("while the guest"),
+        "{words}"
+    );
     fixture.assert_nothing_runs();
+}
+
+/// Nothing but the socket's name leads there, and a connection that the guest never takes is closed by nobody but us.
+#[tokio::test]
+async fn the_ports_of_the_guest_are_listened_on_when_the_launch_has_ended() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new(HANG, HANG);
+    let machine = fixture.launch().await;
+    for port in [1025, 1026] {
+        machine.connect(port).await.unwrap();
+    }
+    assert!(machine.connect(4088).await.is_err(), "the plan does not name it");
+    let sockets = fixture.path("box/vsock");
+    let mode = std::fs::metadata(&sockets).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o710, "the device may look there and make nothing");
+    end(&*machine).await;
 }
 
 #[tokio::test]
@@ -222,8 +246,11 @@ async fn a_launch_that_is_dropped_halfway_leaves_nothing() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, HANG);
-    let (vmm, plan) = (fixture.vmm(), fixture.plan());
+    let fixture = Fixture::new(HANG, HANG);
+    // Opening a pipe that nobody reads waits.
+    std::fs::create_dir(fixture.path("cgroup")).unwrap();
+    nix::unistd::mkfifo(&fixture.path("cgroup/cgroup.procs"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (vmm, plan) = (fixture.vmm(), BoxPlan { cgroups: vec![fixture.path("cgroup")], ..fixture.plan() });
     let started = Instant::now();
     let launched = tokio::time::timeout(Duration::from_millis(500), vmm.launch(&plan)).await;
     assert!(launched.is_err() && started.elapsed() < Duration::from_secs(3));
@@ -235,7 +262,7 @@ async fn a_network_namespace_that_is_gone_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let network = PlanNetwork { netns: fixture.path("netns"), nics: Vec::new() };
     let plan = BoxPlan { network: Some(network), ..fixture.plan() };
     let error = fixture.vmm().launch(&plan).await.err().unwrap().to_string();
@@ -248,7 +275,7 @@ async fn every_cgroup_of_the_plan_is_joined_and_one_that_is_gone_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let cgroup = fixture.path("cgroup");
     std::fs::create_dir(&cgroup).unwrap();
     let plan = BoxPlan { cgroups: vec![cgroup.clone()], ..fixture.plan() };
@@ -264,7 +291,7 @@ async fn the_jail_holds_what_the_box_needs_and_nothing_of_the_host() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let machine = fixture.launch().await;
     let seen = names(inside(&*machine, "/"));
     for wanted in
@@ -292,7 +319,7 @@ async fn each_process_has_the_privileges_it_needs_and_no_more() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let machine = fixture.launch().await;
     let supervisor = machine.facts().pid;
     let [virtiofsd, vsock, emulator] = children(supervisor)[..] else { panic!("three children") };
@@ -326,7 +353,7 @@ async fn the_filter_refuses_namespaces_and_mounts_and_lets_programs_work() {
         unshare -m true 2>/dev/null && echo 'made a mount namespace' >&2
         mount -t tmpfs none /run 2>/dev/null && echo 'mounted' >&2
         echo "programs work: $(ls / | wc -l)" >&2; exec sleep 600"#;
-    let fixture = Fixture::new(HANG, script, VSOCK);
+    let fixture = Fixture::new(HANG, script);
     let machine = fixture.launch().await;
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut words = String::new();
@@ -343,7 +370,7 @@ async fn an_attached_mount_is_seen_by_the_box_and_not_by_the_host() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     std::fs::create_dir(fixture.path("volume")).unwrap();
     let machine = fixture.launch().await;
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -363,7 +390,7 @@ async fn what_was_detached_is_gone_and_detaching_again_is_no_error() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let machine = fixture.launch().await;
     machine.attach(attachment(fixture.path("kernel"), "images/layer", true)).await.unwrap();
     let again =
@@ -383,7 +410,7 @@ async fn a_device_node_in_a_volume_cannot_be_opened_through_the_share() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     std::fs::create_dir(fixture.path("volume")).unwrap();
     let node = fixture.path("volume/null");
     mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)).unwrap();
@@ -399,7 +426,7 @@ async fn attaching_to_a_box_that_has_ended_is_an_error() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let machine = fixture.launch().await;
     end(&*machine).await;
     let error = machine.attach(attachment(fixture.path("kernel"), "images/layer", true)).await.unwrap_err();
@@ -432,7 +459,7 @@ fn own_mount_namespace() {
 
 async fn mounts_below_a_source() {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG, HANG);
     let volume = fixture.path("volume");
     std::fs::create_dir(&volume).unwrap();
     mount("volume", &volume, "tmpfs", MountFlags::empty(), None).unwrap();

@@ -100,7 +100,6 @@ fn asked(config: &Config, layout: &Layout, dir: &Path, verdicts: &Path) -> Resul
             vmm: layout.find(Part::Vmm)?,
             emulator: wherever(layout, Part::Qemu),
             virtiofsd: wherever(layout, Part::Virtiofsd),
-            vhost_device_vsock: wherever(layout, Part::VhostVsock),
         },
         kernel: layout.find(Part::Kernel)?,
         initramfs: layout.find(Part::Initramfs)?,

@@ -8,8 +8,8 @@
 //!
 //! A side sends at most [`WINDOW`] bytes more than the other side has said to have passed on, and always reads what
 //! comes. So a stream that nobody reads stops itself only: one backend's VMM stands still, with everything in its box,
-//! while a connection to the host is full. The end is told in band because not every backend passes on the half-close of
-//! a connection.
+//! while a connection to the host is full. The end is told in band because the devices of boxes that still run need not
+//! pass on the half-close of a connection.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -39,8 +39,9 @@ pub const SHARE_IMAGES: &str = "images";
 /// Directory of the share that holds the box's volumes.
 pub const SHARE_VOLUMES: &str = "pod";
 
-/// The most that a guest writes to a vsock connection at once. vhost-device-vsock 0.3 loses the rest of
-/// a larger write that the guest's kernel splits into several descriptors.
+/// The most that a guest writes to a vsock connection at once, and with it the longest piece of [`chunks`], which both
+/// sides hold each other to. The number is as old as the protocol: the device that builds of then ran beside QEMU lost the
+/// rest of longer writes. Today's carries writes of any length.
 pub const MAX_GUEST_WRITE: usize = 16 * 1024;
 
 /// The most output bytes that the agent keeps before the host has acknowledged them.

@@ -51,13 +51,13 @@ pub mod jail {
     pub const RUN: &str = "/run";
 }
 
-/// Name of the socket below `vsock/` that belongs to a guest port. The same on both backends: QEMU's helper
-/// appends the port to its socket's name by itself.
+/// Name of the socket below `vsock/` that belongs to a port: the host connects to those of the guest's ports, and listens on
+/// those of its own.
 pub fn socket_name(port: u32) -> String {
     format!("{VSOCK_MULTIPLEX}_{port}")
 }
 
-/// QEMU's helper listens here and takes `CONNECT <port>`.
+/// In QEMU boxes of earlier builds a helper listens here and takes `CONNECT <port>`.
 pub const VSOCK_MULTIPLEX: &str = "guest";
 
 /// The contents of `plan.json`.
@@ -97,11 +97,9 @@ pub struct QemuSpec {
     pub emulator: PathBuf,
     /// `virtiofsd`.
     pub virtiofsd: PathBuf,
-    /// `vhost-device-vsock`.
-    pub vhost_device_vsock: PathBuf,
     /// What executes guest code.
     pub accel: Accel,
-    /// User and group that QEMU and the vsock helper run as.
+    /// User and group that QEMU and the vsock device run as.
     pub uid: u32,
 }
 

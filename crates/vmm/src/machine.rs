@@ -45,7 +45,7 @@ impl BoxMachine {
             source,
         })?;
         let Some(process) = found else { return Ok(None) };
-        let ports = Ports::open(dir, facts.backend).map_err(|source| LaunchError::Io {
+        let ports = Ports::open(dir).map_err(|source| LaunchError::Io {
             step: "open the sockets of",
             path: dir.to_owned(),
             source,

@@ -16,7 +16,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::launch::{VSOCK_DIR, VSOCK_MULTIPLEX, socket_name};
-use crate::seam::BackendKind;
 
 /// A guest that does not answer a connection by then has lost it.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
@@ -27,14 +26,13 @@ const FULL_PAUSE: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Ports {
     dir: OwnedFd,
-    backend: BackendKind,
 }
 
 impl Ports {
     /// Opens `vsock/` of a box's directory.
-    pub(crate) fn open(box_dir: &Path, backend: BackendKind) -> io::Result<Self> {
+    pub(crate) fn open(box_dir: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(Self { dir: openat(CWD, box_dir.join(VSOCK_DIR), flags, Mode::empty())?, backend })
+        Ok(Self { dir: openat(CWD, box_dir.join(VSOCK_DIR), flags, Mode::empty())? })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -49,17 +47,20 @@ impl Ports {
             Err(error) => return Err(error.into()),
         }
         let listener = UnixListener::bind(self.path(&name))?;
-        // Connecting takes write permission and the VMM's helper is not root. The directories above keep others out.
+        // Connecting takes write permission and QEMU's vsock device is not root. The directories above keep others out.
         std::fs::set_permissions(self.path(&name), std::fs::Permissions::from_mode(0o666))?;
         Ok(listener)
     }
 
-    /// Connects to `port` of the guest.
+    /// Connects to `port` of the guest. A guest that does not want the connection, or that nobody listens in, closes it.
     pub(crate) async fn dial(&self, port: u32) -> io::Result<UnixStream> {
         let dialled = async {
-            match self.backend {
-                BackendKind::Libkrun => self.connect(&socket_name(port)).await,
-                BackendKind::Qemu => choose_port(self.connect(VSOCK_MULTIPLEX).await?, port).await,
+            match self.connect(&socket_name(port)).await {
+                // A QEMU box of an earlier build: its helper has one socket for all ports.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    choose_port(self.connect(VSOCK_MULTIPLEX).await?, port).await
+                }
+                other => other,
             }
         };
         match tokio::time::timeout(DIAL_LIMIT, dialled).await {
@@ -77,7 +78,7 @@ impl Ports {
         let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
         loop {
             match UnixStream::connect(&path).await {
-                // The VMM has a queue of five for connections that it has not accepted; beyond that the kernel does
+                // libkrun has a queue of five for connections that it has not accepted; beyond that the kernel does
                 // not wait for us.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(FULL_PAUSE).await;
@@ -88,7 +89,8 @@ impl Ports {
     }
 }
 
-/// The helper's protocol: `CONNECT <port>\n`, answered by `OK <port>\n`, or by closing.
+/// The protocol of `vhost-device-vsock`, which earlier builds ran beside QEMU and which boxes that they started still have:
+/// `CONNECT <port>\n`, answered by `OK <port>\n`, or by closing.
 async fn choose_port(mut stream: UnixStream, port: u32) -> io::Result<UnixStream> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(16);
@@ -118,9 +120,9 @@ async fn choose_port(mut stream: UnixStream, port: u32) -> io::Result<UnixStream
 mod tests {
     use super::*;
 
-    fn ports(dir: &Path, backend: BackendKind) -> Ports {
+    fn ports(dir: &Path) -> Ports {
         std::fs::create_dir_all(dir.join(VSOCK_DIR)).unwrap();
-        Ports::open(dir, backend).unwrap()
+        Ports::open(dir).unwrap()
     }
 
     /// A box's directory whose path is far too long for a socket address.
@@ -133,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn a_long_path_neither_stops_listening_nor_dialling() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(&deep(dir.path()), BackendKind::Libkrun);
+        let ports = ports(&deep(dir.path()));
         let listener = ports.listen(1025).unwrap();
         let (dialled, accepted) = tokio::join!(ports.dial(1025), listener.accept());
         dialled.unwrap().write_all(b"x").await.unwrap();
@@ -143,7 +145,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_an_earlier_daemon_left_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(dir.path(), BackendKind::Libkrun);
+        let ports = ports(dir.path());
         drop(ports.listen(1024).unwrap());
         ports.listen(1024).unwrap();
     }
@@ -152,7 +154,7 @@ mod tests {
     #[tokio::test]
     async fn a_link_in_place_of_a_socket_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(dir.path(), BackendKind::Libkrun);
+        let ports = ports(dir.path());
         let _other = UnixListener::bind(dir.path().join("other.sock")).unwrap();
         std::os::unix::fs::symlink("../other.sock", dir.path().join("vsock/guest_1025")).unwrap();
         assert!(ports.dial(1025).await.is_err());
@@ -162,7 +164,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_of_connections_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(dir.path(), BackendKind::Libkrun);
+        let ports = ports(dir.path());
         let listener = ports.listen(1025).unwrap();
         rustix::net::listen(&listener, 1).unwrap();
         let mut full = Vec::new();
@@ -178,10 +180,12 @@ mod tests {
         dialled.unwrap();
     }
 
+    /// Boxes outlive the daemon: the next build must reach those that the last one started.
     #[tokio::test]
-    async fn the_helper_is_asked_for_the_port_and_guest_bytes_stay_in_the_socket() {
+    async fn the_helper_of_a_box_of_an_earlier_build_is_asked_for_the_port_and_guest_bytes_stay_in_the_socket()
+     {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(dir.path(), BackendKind::Qemu);
+        let ports = ports(dir.path());
         let listener = UnixListener::bind(dir.path().join("vsock/guest")).unwrap();
         let helper = async {
             let mut stream = listener.accept().await.unwrap().0;
@@ -197,9 +201,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_nobody_serves_is_refused() {
+    async fn a_port_that_nobody_serves_is_refused_by_the_helper_of_an_earlier_build() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(dir.path(), BackendKind::Qemu);
+        let ports = ports(dir.path());
         let listener = UnixListener::bind(dir.path().join("vsock/guest")).unwrap();
         let helper = async {
             let mut stream = listener.accept().await.unwrap().0;
@@ -212,7 +216,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_helper_that_never_answers_is_given_up() {
         let dir = tempfile::tempdir().unwrap();
-        let ports = ports(dir.path(), BackendKind::Qemu);
+        let ports = ports(dir.path());
         let _listener = UnixListener::bind(dir.path().join("vsock/guest")).unwrap();
         assert_eq!(ports.dial(1025).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }

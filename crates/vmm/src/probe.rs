@@ -485,12 +485,7 @@ mod tests {
         let part = PathBuf::from("/bin/true");
         ProbeConfig {
             requested,
-            parts: QemuParts {
-                vmm: part.clone(),
-                emulator: part.clone(),
-                virtiofsd: part.clone(),
-                vhost_device_vsock: part,
-            },
+            parts: QemuParts { vmm: part.clone(), emulator: part.clone(), virtiofsd: part },
             kernel: dir.join("kernel"),
             initramfs: dir.join("initramfs"),
             dir: dir.to_owned(),

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use a3s_box_core::BoxId;
 use a3s_box_core::spec::UserNamespace;
+use a3s_box_protocol::{RPC_PORT, STREAM_PORT};
 
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 use crate::words::GuestFault;
@@ -54,6 +55,13 @@ pub struct BoxPlan {
     pub cgroups: Vec<PathBuf>,
     /// Further guest ports that the host may dial (agent images).
     pub guest_ports: Vec<u32>,
+}
+
+impl BoxPlan {
+    /// The ports of the guest that the host may dial: on each of them a socket of the box is listened on.
+    pub fn host_dials(&self) -> impl Iterator<Item = u32> {
+        [RPC_PORT, STREAM_PORT].into_iter().chain(self.guest_ports.iter().copied())
+    }
 }
 
 /// The network part of a plan.

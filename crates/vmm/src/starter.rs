@@ -110,7 +110,7 @@ fn prepare(spec: &LaunchSpec) -> Result<Ports, LaunchError> {
         .map_err(|error| io("write the plan to", path.clone())(error.into()))?;
     private_file(&path).and_then(|mut file| file.write_all(&json)).map_err(io("write the plan to", path))?;
     private_file(&dir.join(CONSOLE_LOG)).map_err(io("create", dir.join(CONSOLE_LOG)))?;
-    Ports::open(dir, spec.backend()).map_err(io("open", dir.join(VSOCK_DIR)))
+    Ports::open(dir).map_err(io("open", dir.join(VSOCK_DIR)))
 }
 
 fn private_file(path: &Path) -> io::Result<File> {

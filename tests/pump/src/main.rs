@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
-/// What the guest agent writes at once: a vsock device loses longer writes.
+/// What the guest agent writes at once.
 const VSOCK_PIECE: usize = 16 * 1024;
 
 /// A pipe holds as much.

@@ -1,12 +1,12 @@
-//! The arguments of QEMU and its helpers, from a plan. Paths are those inside the jail.
+//! The arguments of QEMU and its file server, from a plan. Paths are those inside the jail.
 
-use crate::launch::{Accel, QemuSpec, VSOCK_MULTIPLEX, jail};
+use crate::launch::{Accel, QemuSpec, jail};
 use crate::seam::{BoxPlan, PlanNic};
-use a3s_box_protocol::{GUEST_CID, SHARE_TAG};
+use a3s_box_protocol::SHARE_TAG;
 
 /// Where virtiofsd is listening for QEMU.
 pub const FS_SOCKET: &str = "/run/fs";
-/// Where vhost-device-vsock is listening for QEMU.
+/// Where the vsock device is listening for QEMU.
 pub const VSOCK_SOCKET: &str = "/run/vsock";
 
 /// Descriptors that QEMU inherits, so that it need not be allowed to open anything.
@@ -112,20 +112,6 @@ pub fn virtiofsd(listener: i32) -> Vec<String> {
         "--xattr".to_owned(),
         "--rlimit-nofile=0".to_owned(),
         "--log-level=warn".to_owned(),
-    ]
-    .into()
-}
-
-/// Arguments of `vhost-device-vsock`.
-pub fn vsock() -> Vec<String> {
-    let host = format!("{}/{VSOCK_MULTIPLEX}", jail::VSOCK);
-    [
-        "--guest-cid".to_owned(),
-        GUEST_CID.to_string(),
-        "--socket".into(),
-        VSOCK_SOCKET.into(),
-        "--uds-path".into(),
-        host,
     ]
     .into()
 }

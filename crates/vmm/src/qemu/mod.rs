@@ -3,7 +3,7 @@
 //! ```text
 //! a3s-box-vmm (pid 1 of the box's namespace)
 //! ├── virtiofsd             root, eight capabilities: it acts for the guest's users on volumes
-//! ├── vhost-device-vsock    unprivileged
+//! ├── a3s-box-vmm vsock     unprivileged: the vsock device, the same program in another role
 //! └── qemu-system-x86_64    unprivileged; its files and taps are opened for it
 //! ```
 
@@ -32,8 +32,6 @@ pub struct QemuParts {
     pub emulator: PathBuf,
     /// `virtiofsd`.
     pub virtiofsd: PathBuf,
-    /// `vhost-device-vsock`.
-    pub vhost_device_vsock: PathBuf,
 }
 
 /// Starts boxes on QEMU.
@@ -54,13 +52,12 @@ impl QemuVmm {
         Hypervisor::Qemu(QemuSpec {
             emulator: self.parts.emulator.clone(),
             virtiofsd: self.parts.virtiofsd.clone(),
-            vhost_device_vsock: self.parts.vhost_device_vsock.clone(),
             accel: self.accel,
             uid: UNPRIVILEGED,
         })
     }
 
-    pub(crate) fn required(&self) -> [Part<'_>; 4] {
+    pub(crate) fn required(&self) -> [Part<'_>; 3] {
         const OURS: &str = "install a3s-box again, or set the path in its configuration";
         [
             Part { what: "a3s-box-vmm", path: &self.parts.vmm, remedy: OURS },
@@ -70,7 +67,6 @@ impl QemuVmm {
                 remedy: "install it (Debian: apt-get install qemu-system-x86)",
             },
             Part { what: "virtiofsd", path: &self.parts.virtiofsd, remedy: OURS },
-            Part { what: "vhost-device-vsock", path: &self.parts.vhost_device_vsock, remedy: OURS },
         ]
     }
 }
@@ -116,7 +112,6 @@ pub(crate) mod tests {
         QemuSpec {
             emulator: "/usr/bin/qemu-system-x86_64".into(),
             virtiofsd: "/usr/libexec/a3s-box/virtiofsd".into(),
-            vhost_device_vsock: "/usr/libexec/a3s-box/vhost-device-vsock".into(),
             accel,
             uid: UNPRIVILEGED,
         }
@@ -129,7 +124,6 @@ pub(crate) mod tests {
             vmm: "/bin/true".into(),
             emulator: "/bin/true".into(),
             virtiofsd: dir.path().join("virtiofsd"),
-            vhost_device_vsock: "/bin/true".into(),
         };
         let plan = BoxPlan { dir: dir.path().to_owned(), ..plan() };
         let error =

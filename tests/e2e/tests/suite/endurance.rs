@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tonic::{Code, Status};
 
 use crate::suite::{Suite, exit_code, launch, log_lines, logged};
-use crate::{deaths, networks};
+use crate::{deaths, endings, networks};
 
 /// How often something is done, by how much time there is. The virtual node emulates in an emulation.
 fn rounds(suite: &Suite, short: u32, long: u32) -> u32 {
@@ -189,6 +189,70 @@ pub(crate) async fn vmms_are_killed_again_and_again(suite: &Suite) -> Result<()>
 
 pub(crate) async fn pods_on_a_dual_stack_network_come_and_go(suite: &Suite) -> Result<()> {
     networks::come_and_go(suite, rounds(suite, 5, 100)).await
+}
+
+pub(crate) async fn streams_end_in_every_order_and_lose_no_byte(suite: &Suite) -> Result<()> {
+    endings::every_order(suite, rounds(suite, 2, 100)).await
+}
+
+pub(crate) async fn dials_that_are_dropped_at_once_lose_no_pod(suite: &Suite) -> Result<()> {
+    endings::dials_that_are_dropped(suite, rounds(suite, 200, 5000)).await
+}
+
+/// A helper of QEMU's stopped for good when the daemon was killed between a dial and the guest's answer; its pods stayed Ready
+/// for a minute, answered nothing, and were lost.
+pub(crate) async fn no_pod_is_lost_when_the_daemon_is_killed_while_it_dials(suite: &Suite) -> Result<()> {
+    const PODS: usize = 3;
+    let kills = rounds(suite, 6, 100);
+    let settings = Settings {
+        state: suite.state().join("killed-dialling"),
+        backend: suite.backend().to_owned(),
+        subnet: "10.213.83.0/24".to_owned(),
+        extra: Vec::new(),
+    };
+    write_hosts_toml(&settings.certs_dir(), &suite.registry().host())?;
+    let (mut daemon, mut client) = Daemon::start(suite.layout(), &settings).await?;
+    client.pull(suite.shell()).await?;
+    let mut pods = Vec::new();
+    for number in 0..PODS {
+        let config = suite.pod(&format!("dialled-{number}"))?;
+        let pod = client.run_pod(&config).await?;
+        pods.push((
+            pod.clone(),
+            launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?,
+        ));
+    }
+    for kill in 0..kills {
+        // Each exec dials for its call and for each of its streams.
+        let storm = (0..8 * PODS).map(|index| {
+            let (mut client, container) = (client.clone(), pods[index % PODS].1.clone());
+            tokio::spawn(async move { client.exec(&container, &["true"], 30).await.is_ok() })
+        });
+        let storm: Vec<_> = storm.collect();
+        tokio::time::sleep(Duration::from_millis(u64::from(20 + kill * 53 % 400))).await;
+        drop(daemon);
+        futures::future::join_all(storm).await;
+        (daemon, client) = Daemon::start(suite.layout(), &settings).await?;
+        let mut lost = Vec::new();
+        for (pod, container) in &pods {
+            let said = client.exec(container, &["echo", "x"], 10).await;
+            if !said.is_ok_and(|said| said.stdout == b"x\n") {
+                lost.push(pod);
+            }
+        }
+        ensure!(
+            lost.is_empty(),
+            "after kill {kill} of {kills} nothing is heard of {} of {PODS} pods",
+            lost.len()
+        );
+    }
+    for (pod, _) in &pods {
+        client.remove_pod(pod).await?;
+    }
+    let ended = daemon.stop().await?;
+    ensure!(ended.success(), "the daemon ended with {ended}");
+    println!("{kills} kills while the daemon dialled, none of {PODS} pods lost");
+    Ok(())
 }
 
 pub(crate) async fn many_pods_come_and_go(suite: &Suite) -> Result<()> {

@@ -17,6 +17,7 @@ mod cli_streams;
 mod containers;
 mod deaths;
 mod egress;
+mod endings;
 mod endurance;
 mod events;
 mod images;
@@ -133,6 +134,9 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     bad_machine::a_missing_hypervisor_is_named,
     endurance::vmms_are_killed_again_and_again,
     endurance::pods_survive_kills_of_the_daemon_at_random_moments,
+    endurance::dials_that_are_dropped_at_once_lose_no_pod,
+    endurance::no_pod_is_lost_when_the_daemon_is_killed_while_it_dials,
+    endurance::streams_end_in_every_order_and_lose_no_byte,
     endurance::pods_on_a_dual_stack_network_come_and_go,
     endurance::many_pods_come_and_go,
     suite::nothing_is_left_when_the_daemon_has_stopped,
