@@ -35,8 +35,8 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
 pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf> {
     let root = options.out.clone().unwrap_or_else(|| paths::target().join("dist"));
     let kernel = kernel::ensure(&kernel::Options::default())?;
-    let helpers = [tools::VIRTIOFSD, tools::VHOST_DEVICE_VSOCK]
-        .map(|tool| tools::ensure(tool).map(|program| (program, tool.program)));
+    let helpers =
+        [tools::VHOST_DEVICE_VSOCK].map(|tool| tools::ensure(tool).map(|program| (program, tool.program)));
 
     ui::heading("binaries");
     let binaries = build_binaries(&options.profile, further)?;

@@ -18,9 +18,6 @@ pub(crate) struct Tool {
     quick: bool,
 }
 
-/// virtio-fs device of the QEMU backend.
-pub(crate) const VIRTIOFSD: Tool =
-    Tool { program: "virtiofsd", krate: "virtiofsd", version: "1.14.0", quick: false };
 /// vsock device of the QEMU backend, for kernels without vhost-vsock.
 pub(crate) const VHOST_DEVICE_VSOCK: Tool =
     Tool { program: "vhost-device-vsock", krate: "vhost-device-vsock", version: "0.3.0", quick: false };

@@ -99,7 +99,6 @@ fn asked(config: &Config, layout: &Layout, dir: &Path, verdicts: &Path) -> Resul
         parts: QemuParts {
             vmm: layout.find(Part::Vmm)?,
             emulator: wherever(layout, Part::Qemu),
-            virtiofsd: wherever(layout, Part::Virtiofsd),
             vhost_device_vsock: wherever(layout, Part::VhostVsock),
         },
         kernel: layout.find(Part::Kernel)?,

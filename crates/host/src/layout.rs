@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <usr>/bin/a3s-box, a3s-box-cri-runtime       the running program
-//! <usr>/libexec/a3s-box/                       a3s-box-vmm, virtiofsd, vhost-device-vsock
+//! <usr>/libexec/a3s-box/                       a3s-box-vmm, vhost-device-vsock
 //! <usr>/lib/a3s-box/                           vmlinux, initramfs.cpio
 //! ```
 //!
@@ -25,8 +25,6 @@ pub enum Part {
     Kernel,
     /// The initramfs with the agent.
     Initramfs,
-    /// The QEMU backend's file server.
-    Virtiofsd,
     /// The QEMU backend's vsock.
     VhostVsock,
     /// QEMU.
@@ -37,15 +35,8 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Vmm,
-        Self::Kernel,
-        Self::Initramfs,
-        Self::Virtiofsd,
-        Self::VhostVsock,
-        Self::Qemu,
-        Self::MkfsExt4,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Vmm, Self::Kernel, Self::Initramfs, Self::VhostVsock, Self::Qemu, Self::MkfsExt4];
 
     /// For messages.
     pub fn name(self) -> &'static str {
@@ -53,7 +44,6 @@ impl Part {
             Self::Vmm => "a3s-box-vmm",
             Self::Kernel => "guest kernel",
             Self::Initramfs => "guest initramfs",
-            Self::Virtiofsd => "virtiofsd",
             Self::VhostVsock => "vhost-device-vsock",
             Self::Qemu => "QEMU",
             Self::MkfsExt4 => "mkfs.ext4",
@@ -63,7 +53,7 @@ impl Part {
     /// What puts it there.
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::Vmm | Self::Virtiofsd | Self::VhostVsock => {
+            Self::Vmm | Self::VhostVsock => {
                 "build it with `cargo xtask build`, or name its directory with vmm.helpers"
             }
             Self::Kernel => "build it with `cargo xtask build`, or name it with vmm.kernel",
@@ -77,7 +67,7 @@ impl Part {
     pub fn needed_without_qemu(self) -> bool {
         match self {
             Self::Vmm | Self::Kernel | Self::Initramfs | Self::MkfsExt4 => true,
-            Self::Virtiofsd | Self::VhostVsock | Self::Qemu => false,
+            Self::VhostVsock | Self::Qemu => false,
         }
     }
 }
@@ -152,7 +142,6 @@ impl Layout {
     fn candidates(&self, part: Part) -> Vec<PathBuf> {
         match part {
             Part::Vmm => self.helper("a3s-box-vmm"),
-            Part::Virtiofsd => self.helper("virtiofsd"),
             Part::VhostVsock => self.helper("vhost-device-vsock"),
             Part::Kernel => self.chosen_or(&self.kernel, "lib/a3s-box/vmlinux"),
             Part::Initramfs => self.chosen_or(&self.initramfs, "lib/a3s-box/initramfs.cpio"),

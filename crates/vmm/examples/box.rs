@@ -4,7 +4,7 @@
 //! cargo run -p a3s-box-vmm --example box -- libkrun|tcg|kvm KERNEL INITRAMFS HELPERS [vcpus] [command …]
 //! ```
 //!
-//! HELPERS is the directory of `virtiofsd` and `vhost-device-vsock`; `a3s-box-vmm` is taken from beside this program's folder.
+//! HELPERS is the directory of `vhost-device-vsock`; `a3s-box-vmm` is taken from beside this program's folder.
 //! Each command is sent to guest port 1025 on a connection of its own and the answer is printed.
 #![allow(missing_docs)]
 
@@ -29,7 +29,6 @@ async fn main() {
     let parts = QemuParts {
         vmm: vmm.clone(),
         emulator: "/usr/bin/qemu-system-x86_64".into(),
-        virtiofsd: helpers.join("virtiofsd"),
         vhost_device_vsock: helpers.join("vhost-device-vsock"),
     };
     if args[0] == "probe" {

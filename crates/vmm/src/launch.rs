@@ -95,8 +95,6 @@ pub enum Hypervisor {
 pub struct QemuSpec {
     /// `qemu-system-x86_64`.
     pub emulator: PathBuf,
-    /// `virtiofsd`.
-    pub virtiofsd: PathBuf,
     /// `vhost-device-vsock`.
     pub vhost_device_vsock: PathBuf,
     /// What executes guest code.

@@ -485,12 +485,7 @@ mod tests {
         let part = PathBuf::from("/bin/true");
         ProbeConfig {
             requested,
-            parts: QemuParts {
-                vmm: part.clone(),
-                emulator: part.clone(),
-                virtiofsd: part.clone(),
-                vhost_device_vsock: part,
-            },
+            parts: QemuParts { vmm: part.clone(), emulator: part.clone(), vhost_device_vsock: part },
             kernel: dir.join("kernel"),
             initramfs: dir.join("initramfs"),
             dir: dir.to_owned(),
@@ -505,7 +500,7 @@ mod tests {
         let mut config = config(dir.path(), Requested::Qemu { accel: Some(Accel::Tcg) });
         let first = probe(&config).await.unwrap();
         assert_eq!((first.backend, first.accel), (BackendKind::Qemu, Accel::Tcg));
-        config.parts.virtiofsd = dir.path().join("gone");
+        config.parts.vhost_device_vsock = dir.path().join("gone");
         assert_eq!(probe(&config).await.unwrap(), first, "from the cache");
         std::fs::write(&config.kernel, "another").unwrap();
         assert!(matches!(probe(&config).await, Err(ProbeError::NoHypervisor { .. })));

@@ -31,12 +31,8 @@ impl Fixture {
 
     fn vmm(&self, limit: Duration) -> QemuVmm {
         let other = PathBuf::from("/bin/true");
-        let parts = QemuParts {
-            vmm: self.path("fake-vmm"),
-            emulator: other.clone(),
-            virtiofsd: other.clone(),
-            vhost_device_vsock: other,
-        };
+        let parts =
+            QemuParts { vmm: self.path("fake-vmm"), emulator: other.clone(), vhost_device_vsock: other };
         QemuVmm::new(parts, Accel::Tcg, limit)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! a3s-box-vmm (pid 1 of the box's namespace)
-//! ├── virtiofsd             root, eight capabilities: it acts for the guest's users on volumes
+//! ├── a3s-box-vmm           root, eight capabilities: the file server, which acts for the guest's users on volumes
 //! ├── vhost-device-vsock    unprivileged
 //! └── qemu-system-x86_64    unprivileged; its files and taps are opened for it
 //! ```
@@ -30,8 +30,6 @@ pub struct QemuParts {
     pub vmm: PathBuf,
     /// `qemu-system-x86_64`.
     pub emulator: PathBuf,
-    /// `virtiofsd`.
-    pub virtiofsd: PathBuf,
     /// `vhost-device-vsock`.
     pub vhost_device_vsock: PathBuf,
 }
@@ -53,14 +51,13 @@ impl QemuVmm {
     pub(crate) fn hypervisor(&self) -> Hypervisor {
         Hypervisor::Qemu(QemuSpec {
             emulator: self.parts.emulator.clone(),
-            virtiofsd: self.parts.virtiofsd.clone(),
             vhost_device_vsock: self.parts.vhost_device_vsock.clone(),
             accel: self.accel,
             uid: UNPRIVILEGED,
         })
     }
 
-    pub(crate) fn required(&self) -> [Part<'_>; 4] {
+    pub(crate) fn required(&self) -> [Part<'_>; 3] {
         const OURS: &str = "install a3s-box again, or set the path in its configuration";
         [
             Part { what: "a3s-box-vmm", path: &self.parts.vmm, remedy: OURS },
@@ -69,7 +66,6 @@ impl QemuVmm {
                 path: &self.parts.emulator,
                 remedy: "install it (Debian: apt-get install qemu-system-x86)",
             },
-            Part { what: "virtiofsd", path: &self.parts.virtiofsd, remedy: OURS },
             Part { what: "vhost-device-vsock", path: &self.parts.vhost_device_vsock, remedy: OURS },
         ]
     }
@@ -115,7 +111,6 @@ pub(crate) mod tests {
     pub(crate) fn spec(accel: Accel) -> QemuSpec {
         QemuSpec {
             emulator: "/usr/bin/qemu-system-x86_64".into(),
-            virtiofsd: "/usr/libexec/a3s-box/virtiofsd".into(),
             vhost_device_vsock: "/usr/libexec/a3s-box/vhost-device-vsock".into(),
             accel,
             uid: UNPRIVILEGED,
@@ -128,13 +123,12 @@ pub(crate) mod tests {
         let parts = QemuParts {
             vmm: "/bin/true".into(),
             emulator: "/bin/true".into(),
-            virtiofsd: dir.path().join("virtiofsd"),
-            vhost_device_vsock: "/bin/true".into(),
+            vhost_device_vsock: dir.path().join("vhost-device-vsock"),
         };
         let plan = BoxPlan { dir: dir.path().to_owned(), ..plan() };
         let error =
             QemuVmm::new(parts, Accel::Tcg, Duration::from_secs(1)).launch(&plan).await.err().unwrap();
-        assert!(matches!(&error, LaunchError::MissingPart { what: "virtiofsd", .. }), "{error}");
+        assert!(matches!(&error, LaunchError::MissingPart { what: "vhost-device-vsock", .. }), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
