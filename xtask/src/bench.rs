@@ -28,6 +28,8 @@ enum What {
     Streams(Streams),
     /// Pods' networks: a redirected tap beside a plain one and beside containerd's veth.
     Network(Network),
+    /// Small files on a volume, beside the scratch disk, and what the guest asks its file server for.
+    Volumes(Volumes),
 }
 
 #[derive(Args)]
@@ -88,6 +90,19 @@ struct Network {
     profile: String,
 }
 
+#[derive(Args)]
+struct Volumes {
+    /// Runs of every measurement.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Files that are made, walked over and read.
+    #[arg(long, default_value_t = 1000)]
+    files: u64,
+    /// Cargo profile of the host's binaries.
+    #[arg(long, default_value = "quick")]
+    profile: String,
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (name, profile, rounds) = match &options.what {
         What::Images(measure) => ("images", &measure.profile, measure.rounds),
@@ -95,6 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         What::Containers(containers) => ("containers", &containers.profile, containers.rounds),
         What::Streams(streams) => ("streams", &streams.profile, streams.rounds),
         What::Network(network) => ("network", &network.profile, network.rounds),
+        What::Volumes(volumes) => ("volumes", &volumes.profile, volumes.rounds),
     };
     packages::ensure(packages::Set::Bench)?;
     if !nix::unistd::geteuid().is_root() {
@@ -135,6 +151,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             ] {
                 arguments.extend([option.into(), value.into()]);
             }
+            program
+        }
+        What::Volumes(volumes) => {
+            let (program, layout) = build_with_layout(&volumes.profile)?;
+            arguments.extend(["--dist".into(), layout.into(), "--pump".into(), pump()?]);
+            arguments.extend(["--files".into(), volumes.files.to_string().into()]);
             program
         }
     };

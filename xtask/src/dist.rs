@@ -35,7 +35,6 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
 pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf> {
     let root = options.out.clone().unwrap_or_else(|| paths::target().join("dist"));
     let kernel = kernel::ensure(&kernel::Options::default())?;
-    let helpers = [tools::VIRTIOFSD].map(|tool| tools::ensure(tool).map(|program| (program, tool.program)));
 
     ui::heading("binaries");
     let binaries = build_binaries(&options.profile, further)?;
@@ -46,10 +45,6 @@ pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf>
     for (package, from) in BINARIES.iter().zip(&binaries) {
         let (_, name, folder) = package;
         install(from, &tree.join(folder).join(name), 0o755)?;
-    }
-    for helper in helpers {
-        let (program, name) = helper?;
-        install(&program, &tree.join("usr/libexec/a3s-box").join(name), 0o755)?;
     }
     install(&kernel.vmlinux, &tree.join("usr/lib/a3s-box/vmlinux"), 0o644)?;
     initramfs::build(&tree.join("usr/lib/a3s-box/initramfs.cpio"))?;

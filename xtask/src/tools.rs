@@ -18,9 +18,6 @@ pub(crate) struct Tool {
     quick: bool,
 }
 
-/// virtio-fs device of the QEMU backend.
-pub(crate) const VIRTIOFSD: Tool =
-    Tool { program: "virtiofsd", krate: "virtiofsd", version: "1.14.0", quick: false };
 /// Licences, advisories, duplicates.
 pub(crate) const CARGO_DENY: Tool =
     Tool { program: "cargo-deny", krate: "cargo-deny", version: "0.20.2", quick: true };

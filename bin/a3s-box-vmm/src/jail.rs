@@ -27,7 +27,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, pivot_root};
 
-use crate::tap;
+use crate::{counts, tap};
 
 /// Files of the host that stay open in the jail.
 pub(crate) struct Opened {
@@ -39,6 +39,8 @@ pub(crate) struct Opened {
     pub(crate) scratch: Option<File>,
     /// The queues of the taps of the plan's NICs, for an emulator that may not open them.
     pub(crate) taps: Vec<Vec<File>>,
+    /// The counts of the share's requests, where our file server keeps them.
+    pub(crate) requests: Option<File>,
 }
 
 impl Opened {
@@ -59,6 +61,10 @@ impl Opened {
             logs: vec![log(CONSOLE_LOG, true)?, log(VMM_LOG, true)?],
             scratch: (!spec.trial).then(scratch).transpose()?,
             taps: taps(spec)?,
+            requests: match &spec.hypervisor {
+                Hypervisor::Libkrun => None,
+                Hypervisor::Qemu(_) => Some(counts::create(&spec.plan.dir)?),
+            },
         })
     }
 }
@@ -89,7 +95,7 @@ pub(crate) fn enter(spec: &LaunchSpec) -> anyhow::Result<()> {
     chdir(dir).with_context(|| format!("enter {}", dir.display()))?;
     share()?;
     devices(spec)?;
-    procfs(spec)?;
+    procfs()?;
     binds.place()?;
     if let Hypervisor::Qemu(qemu) = &spec.hypervisor {
         programs(qemu)?;
@@ -194,14 +200,10 @@ fn devices(spec: &LaunchSpec) -> anyhow::Result<()> {
 }
 
 /// The file servers go through /proc/self/fd. Read-only, because root may write to much of it without any capability;
-/// what is opened through its links is not affected. virtiofsd insists on one file of /proc/sys.
-fn procfs(spec: &LaunchSpec) -> anyhow::Result<()> {
+/// what is opened through its links is not affected.
+fn procfs() -> anyhow::Result<()> {
     directory("proc", 0o555)?;
-    let subset = match &spec.hypervisor {
-        Hypervisor::Libkrun => Some(c"subset=pid"),
-        Hypervisor::Qemu(_) => None,
-    };
-    mount("proc", "proc", "proc", READ_ONLY | MountFlags::NOEXEC, subset).context("mount proc")
+    mount("proc", "proc", "proc", READ_ONLY | MountFlags::NOEXEC, Some(c"subset=pid")).context("mount proc")
 }
 
 /// What QEMU and its helpers are, and what they load.
@@ -220,11 +222,10 @@ fn programs(qemu: &QemuSpec) -> anyhow::Result<()> {
             Err(_) => {}
         }
     }
-    // Programs elsewhere keep their path, so that they find what lies beside them named as they expect.
-    for program in [&qemu.emulator, &qemu.virtiofsd] {
-        if !program.starts_with("/usr") && !relative(program).exists() {
-            place_same(program)?;
-        }
+    // An emulator elsewhere keeps its path, so that it finds what lies beside it named as it expects.
+    let emulator = &qemu.emulator;
+    if !emulator.starts_with("/usr") && !relative(emulator).exists() {
+        place_same(emulator)?;
     }
     Ok(())
 }

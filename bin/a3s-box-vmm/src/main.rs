@@ -3,6 +3,8 @@
 //! `a3s-box-vmm run PLAN` is started by the daemon with its status pipe as standard output and the box's log as
 //! standard error. It outlives the daemon. See `a3s_box_vmm::launch` for the sequence.
 
+mod counts;
+mod file_server;
 mod jail;
 mod krun;
 mod logs;
@@ -30,8 +32,7 @@ use crate::status::Status;
 /// A step of setting up failed. Guests that power off end the process with 0.
 const SETUP_FAILED: u8 = 71;
 
-const USAGE: &str =
-    "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users | vsock PORT=FD… (started by a3s-box itself)";
+const USAGE: &str = "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users | file-server | vsock PORT=FD… (started by a3s-box itself)";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         [verb] if verb == "kvm-speed" => print_speed(),
         [verb] if verb == "hold-users" => hold_users(),
         [verb, ports @ ..] if verb == vsock::ROLE => vsock::run(ports),
+        [verb] if verb == file_server::ROLE => file_server::run(),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)

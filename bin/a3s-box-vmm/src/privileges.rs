@@ -1,8 +1,8 @@
 //! What a jailed VMM may still do: a few capabilities for the file server, and no system call that it never needs.
 //!
-//! The filter names what is refused, not what is allowed: which calls libkrun, QEMU, virtiofsd and the C library make
+//! The filter names what is refused, not what is allowed: which calls libkrun, QEMU, the file server's library and the C library make
 //! depends on their versions and the kernel. Refused is what changes namespaces or mounts, looks into other
-//! processes, or reaches rarely used parts of the kernel. QEMU and virtiofsd add their own, stricter filters.
+//! processes, or reaches rarely used parts of the kernel. QEMU and the file server add their own, stricter filters.
 
 use std::collections::BTreeMap;
 
@@ -120,7 +120,7 @@ fn denied() -> anyhow::Result<Rules> {
         libc::SYS_modify_ldt,
     ];
     let mut rules: Rules = always.into_iter().map(|call| (call, Vec::new())).collect();
-    // Threads and plain unsharing (virtiofsd's threads have their own umask) stay possible.
+    // Threads and plain unsharing (the file server's threads have their own umask) stay possible.
     for call in [libc::SYS_unshare, libc::SYS_clone] {
         rules.insert(
             call,

@@ -1,4 +1,4 @@
-//! The QEMU backend: this process starts QEMU and its two helpers and watches over them.
+//! The QEMU backend: this process starts QEMU, the file server and the vsock helper, and watches over them.
 //!
 //! It is the first process of the PID namespace: when it ends, for whatever reason, the kernel ends the others.
 
@@ -16,11 +16,10 @@ use a3s_box_vmm::qemu::args::{self, Inherited};
 use a3s_box_vmm::{BoxPlan, cmdline};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::thread::CapabilitySet;
 
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{logs, privileges, vsock};
+use crate::{file_server, logs, privileges, vsock};
 
 /// A helper ended while QEMU did not.
 const HELPER_ENDED: u8 = 72;
@@ -36,10 +35,10 @@ pub(crate) fn run(
     status: &Status,
 ) -> anyhow::Result<ExitCode> {
     let plan = &spec.plan;
-    // virtiofsd drops its bounding set by itself, and is killed by its own filter if it may not.
-    privileges::keep_capabilities(privileges::FILE_SERVER | CapabilitySet::SETPCAP)?;
+    privileges::keep_capabilities(privileges::FILE_SERVER)?;
     privileges::filter_system_calls()?;
-    let helpers = [("virtiofsd", virtiofsd(qemu)?), ("the vsock device", vsock(plan, qemu)?)];
+    let requests = opened.requests.context("have a file for the counts of requests")?;
+    let helpers = [("the file server", serve_files(requests)?), ("the vsock device", vsock(plan, qemu)?)];
     let cmdline = cmdline::compose(plan, &spec.hypervisor);
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;
@@ -48,13 +47,15 @@ pub(crate) fn run(
     supervise(&mut emulator, helpers)
 }
 
-fn virtiofsd(qemu: &QemuSpec) -> anyhow::Result<Child> {
+/// This program in another role, in a process of its own: it alone keeps the capabilities.
+fn serve_files(requests: File) -> anyhow::Result<Child> {
     let listener = UnixListener::bind(args::FS_SOCKET).context("listen for QEMU's file system")?;
     open_to_qemu(args::FS_SOCKET)?;
-    inherit(&listener)?;
-    let mut command = command(&qemu.virtiofsd);
-    command.args(args::virtiofsd(listener.as_raw_fd()));
-    command.spawn().with_context(|| format!("start {}", qemu.virtiofsd.display()))
+    // The program itself has no path in the jail.
+    let mut command = command(Path::new("/proc/self/exe"));
+    command.arg0("a3s-box-vmm").arg(file_server::ROLE);
+    command.stdin(OwnedFd::from(listener)).stdout(requests);
+    command.spawn().context("start the file server")
 }
 
 /// This program in another role, without any privilege. Its sockets are opened here, so that they are listened on before

@@ -29,7 +29,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(emulator: &str, virtiofsd: &str) -> Self {
+    fn new(emulator: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The unprivileged stand-ins are executed by path.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -46,7 +46,6 @@ impl Fixture {
         let parts = QemuParts {
             vmm: env!("CARGO_BIN_EXE_a3s-box-vmm").into(),
             emulator: program("emulator", emulator),
-            virtiofsd: program("virtiofsd", virtiofsd),
         };
         Self { dir, parts }
     }
@@ -134,6 +133,20 @@ fn status(pid: i32, field: &str) -> String {
     line.split_once(':').unwrap().1.trim().to_owned()
 }
 
+/// Waits until a process that has just been started has installed its filters: ours are two.
+fn wait_for_filters(pid: i32, count: u32) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while status(pid, "Seccomp_filters") != count.to_string() {
+        assert!(Instant::now() < deadline, "{} filters", status(pid, "Seccomp_filters"));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 /// The direct children of a process.
 fn children(pid: i32) -> Vec<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -146,7 +159,7 @@ async fn killing_the_one_process_ends_all_and_only_then_the_wait() {
         return;
     }
     // Grandchildren and a process that ignores polite signals.
-    let fixture = Fixture::new("trap '' TERM INT HUP; sleep 600 & sleep 600", "sleep 600 & sleep 600");
+    let fixture = Fixture::new("trap '' TERM INT HUP; sleep 600 & sleep 600");
     let machine = fixture.launch().await;
     let children = children(machine.facts().pid);
     assert_eq!(children.len(), 3);
@@ -163,7 +176,7 @@ async fn a_box_is_found_again_and_outlives_its_handle() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let facts = fixture.launch().await.facts();
     let found = fixture.vmm().adopt(&fixture.path("box"), &facts).await.unwrap().expect("it still runs");
     assert_eq!(found.facts(), facts);
@@ -185,7 +198,7 @@ async fn the_emulators_exit_is_the_machines() {
         ("sleep 0.2; exit 3", MachineExit::Failed { code: 3 }),
         ("sleep 0.2; kill -SEGV $$", MachineExit::Failed { code: 139 }),
     ] {
-        let fixture = Fixture::new(emulator, HANG);
+        let fixture = Fixture::new(emulator);
         assert_eq!(fixture.launch().await.wait().await, expected, "{emulator}");
         fixture.assert_nothing_runs();
     }
@@ -196,11 +209,16 @@ async fn a_helper_that_dies_takes_the_box_with_it_and_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, "sleep 0.2; exit 9");
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
+    let [file_server, ..] = children(machine.facts().pid)[..] else { panic!("no children") };
+    kill(file_server);
     assert_eq!(machine.wait().await, MachineExit::Failed { code: 72 });
     let words = machine.last_words(500).await;
-    assert!(words.contains("virtiofsd ended (exit status: 9) while the guest was running"), "{words}");
+    assert!(
+        words.contains("the file server ended (signal: 9 (SIGKILL)) while the guest was running"),
+        "{words}"
+    );
     fixture.assert_nothing_runs();
 }
 
@@ -210,7 +228,7 @@ async fn a_vsock_device_that_ends_takes_the_box_with_it_and_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     let [_, vsock, _] = children(machine.facts().pid)[..] else { panic!("three children") };
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(vsock), nix::sys::signal::Signal::SIGSEGV).unwrap();
@@ -229,7 +247,7 @@ async fn the_ports_of_the_guest_are_listened_on_when_the_launch_has_ended() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     for port in [1025, 1026] {
         machine.connect(port).await.unwrap();
@@ -246,7 +264,7 @@ async fn a_launch_that_is_dropped_halfway_leaves_nothing() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     // Opening a pipe that nobody reads waits.
     std::fs::create_dir(fixture.path("cgroup")).unwrap();
     nix::unistd::mkfifo(&fixture.path("cgroup/cgroup.procs"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -262,7 +280,7 @@ async fn a_network_namespace_that_is_gone_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let network = PlanNetwork { netns: fixture.path("netns"), nics: Vec::new() };
     let plan = BoxPlan { network: Some(network), ..fixture.plan() };
     let error = fixture.vmm().launch(&plan).await.err().unwrap().to_string();
@@ -275,7 +293,7 @@ async fn every_cgroup_of_the_plan_is_joined_and_one_that_is_gone_is_named() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let cgroup = fixture.path("cgroup");
     std::fs::create_dir(&cgroup).unwrap();
     let plan = BoxPlan { cgroups: vec![cgroup.clone()], ..fixture.plan() };
@@ -291,7 +309,7 @@ async fn the_jail_holds_what_the_box_needs_and_nothing_of_the_host() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     let seen = names(inside(&*machine, "/"));
     for wanted in
@@ -319,11 +337,11 @@ async fn each_process_has_the_privileges_it_needs_and_no_more() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     let supervisor = machine.facts().pid;
-    let [virtiofsd, vsock, emulator] = children(supervisor)[..] else { panic!("three children") };
-    for pid in [supervisor, virtiofsd, vsock, emulator] {
+    let [file_server, vsock, emulator] = children(supervisor)[..] else { panic!("three children") };
+    for pid in [supervisor, file_server, vsock, emulator] {
         assert_eq!(status(pid, "NoNewPrivs"), "1");
         assert_eq!(status(pid, "Seccomp"), "2");
         for namespace in ["net", "mnt", "pid", "ipc", "uts"] {
@@ -339,8 +357,13 @@ async fn each_process_has_the_privileges_it_needs_and_no_more() {
         assert_eq!(status(pid, "CapEff"), "0000000000000000");
         assert_eq!(status(pid, "CapPrm"), "0000000000000000");
     }
-    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETPCAP, MKNOD, SETFCAP.
-    assert_eq!(status(virtiofsd, "CapEff"), "00000000880001db");
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(status(file_server, set), "00000000880000db", "{set}");
+    }
+    // Its library's filter comes after ours, and after its name.
+    wait_for_filters(file_server, 3);
+    assert_eq!(status(file_server, "Name"), "file-server");
     end(&*machine).await;
 }
 
@@ -353,7 +376,7 @@ async fn the_filter_refuses_namespaces_and_mounts_and_lets_programs_work() {
         unshare -m true 2>/dev/null && echo 'made a mount namespace' >&2
         mount -t tmpfs none /run 2>/dev/null && echo 'mounted' >&2
         echo "programs work: $(ls / | wc -l)" >&2; exec sleep 600"#;
-    let fixture = Fixture::new(HANG, script);
+    let fixture = Fixture::new(script);
     let machine = fixture.launch().await;
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut words = String::new();
@@ -370,7 +393,7 @@ async fn an_attached_mount_is_seen_by_the_box_and_not_by_the_host() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     std::fs::create_dir(fixture.path("volume")).unwrap();
     let machine = fixture.launch().await;
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -390,7 +413,7 @@ async fn what_was_detached_is_gone_and_detaching_again_is_no_error() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     machine.attach(attachment(fixture.path("kernel"), "images/layer", true)).await.unwrap();
     let again =
@@ -410,7 +433,7 @@ async fn a_device_node_in_a_volume_cannot_be_opened_through_the_share() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     std::fs::create_dir(fixture.path("volume")).unwrap();
     let node = fixture.path("volume/null");
     mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)).unwrap();
@@ -426,7 +449,7 @@ async fn attaching_to_a_box_that_has_ended_is_an_error() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     end(&*machine).await;
     let error = machine.attach(attachment(fixture.path("kernel"), "images/layer", true)).await.unwrap_err();
@@ -459,7 +482,7 @@ fn own_mount_namespace() {
 
 async fn mounts_below_a_source() {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    let fixture = Fixture::new(HANG, HANG);
+    let fixture = Fixture::new(HANG);
     let volume = fixture.path("volume");
     std::fs::create_dir(&volume).unwrap();
     mount("volume", &volume, "tmpfs", MountFlags::empty(), None).unwrap();

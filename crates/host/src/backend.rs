@@ -96,11 +96,7 @@ fn asked(config: &Config, layout: &Layout, dir: &Path, verdicts: &Path) -> Resul
                 },
             },
         },
-        parts: QemuParts {
-            vmm: layout.find(Part::Vmm)?,
-            emulator: wherever(layout, Part::Qemu),
-            virtiofsd: wherever(layout, Part::Virtiofsd),
-        },
+        parts: QemuParts { vmm: layout.find(Part::Vmm)?, emulator: wherever(layout, Part::Qemu) },
         kernel: layout.find(Part::Kernel)?,
         initramfs: layout.find(Part::Initramfs)?,
         dir: dir.to_path_buf(),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <usr>/bin/a3s-box, a3s-box-cri-runtime       the running program
-//! <usr>/libexec/a3s-box/                       a3s-box-vmm, virtiofsd
+//! <usr>/libexec/a3s-box/                       a3s-box-vmm
 //! <usr>/lib/a3s-box/                           vmlinux, initramfs.cpio
 //! ```
 //!
@@ -25,8 +25,6 @@ pub enum Part {
     Kernel,
     /// The initramfs with the agent.
     Initramfs,
-    /// The QEMU backend's file server.
-    Virtiofsd,
     /// QEMU.
     Qemu,
     /// The maker of scratch disks.
@@ -35,8 +33,7 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Vmm, Self::Kernel, Self::Initramfs, Self::Virtiofsd, Self::Qemu, Self::MkfsExt4];
+    pub const ALL: [Self; 5] = [Self::Vmm, Self::Kernel, Self::Initramfs, Self::Qemu, Self::MkfsExt4];
 
     /// For messages.
     pub fn name(self) -> &'static str {
@@ -44,7 +41,6 @@ impl Part {
             Self::Vmm => "a3s-box-vmm",
             Self::Kernel => "guest kernel",
             Self::Initramfs => "guest initramfs",
-            Self::Virtiofsd => "virtiofsd",
             Self::Qemu => "QEMU",
             Self::MkfsExt4 => "mkfs.ext4",
         }
@@ -53,9 +49,7 @@ impl Part {
     /// What puts it there.
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::Vmm | Self::Virtiofsd => {
-                "build it with `cargo xtask build`, or name its directory with vmm.helpers"
-            }
+            Self::Vmm => "build it with `cargo xtask build`, or name its directory with vmm.helpers",
             Self::Kernel => "build it with `cargo xtask build`, or name it with vmm.kernel",
             Self::Initramfs => "build it with `cargo xtask build`, or name it with vmm.initramfs",
             Self::Qemu => "install the Debian package qemu-system-x86, or name the program with vmm.qemu",
@@ -67,7 +61,7 @@ impl Part {
     pub fn needed_without_qemu(self) -> bool {
         match self {
             Self::Vmm | Self::Kernel | Self::Initramfs | Self::MkfsExt4 => true,
-            Self::Virtiofsd | Self::Qemu => false,
+            Self::Qemu => false,
         }
     }
 }
@@ -142,7 +136,6 @@ impl Layout {
     fn candidates(&self, part: Part) -> Vec<PathBuf> {
         match part {
             Part::Vmm => self.helper("a3s-box-vmm"),
-            Part::Virtiofsd => self.helper("virtiofsd"),
             Part::Kernel => self.chosen_or(&self.kernel, "lib/a3s-box/vmlinux"),
             Part::Initramfs => self.chosen_or(&self.initramfs, "lib/a3s-box/initramfs.cpio"),
             Part::Qemu => match &self.qemu {

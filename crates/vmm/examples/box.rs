@@ -1,10 +1,9 @@
 //! Boots one box without the rest of a3s-box and prints when it reached which stage. For working on a backend:
 //!
 //! ```text
-//! cargo run -p a3s-box-vmm --example box -- libkrun|tcg|kvm KERNEL INITRAMFS HELPERS [vcpus] [command …]
+//! cargo run -p a3s-box-vmm --example box -- libkrun|tcg|kvm KERNEL INITRAMFS [vcpus] [command …]
 //! ```
 //!
-//! HELPERS is the directory of `virtiofsd`; `a3s-box-vmm` is taken from beside this program's folder.
 //! Each command is sent to guest port 1025 on a connection of its own and the answer is printed.
 #![allow(missing_docs)]
 
@@ -25,12 +24,7 @@ async fn main() {
     if !scratch.exists() {
         std::fs::File::create(&scratch).unwrap().set_len(64 << 20).unwrap();
     }
-    let helpers = PathBuf::from(&args[3]);
-    let parts = QemuParts {
-        vmm: vmm.clone(),
-        emulator: "/usr/bin/qemu-system-x86_64".into(),
-        virtiofsd: helpers.join("virtiofsd"),
-    };
+    let parts = QemuParts { vmm: vmm.clone(), emulator: "/usr/bin/qemu-system-x86_64".into() };
     if args[0] == "probe" {
         let config = a3s_box_vmm::ProbeConfig {
             requested: a3s_box_vmm::Requested::Auto,
@@ -61,7 +55,7 @@ async fn main() {
     let plan = BoxPlan {
         id: a3s_box_id(),
         dir: dir.clone(),
-        vcpus: args.get(4).map_or(1, |n| n.parse().unwrap()),
+        vcpus: args.get(3).map_or(1, |n| n.parse().unwrap()),
         memory_mib: 256,
         kernel: args[1].clone().into(),
         initramfs: args[2].clone().into(),
@@ -77,7 +71,7 @@ async fn main() {
         Ok(ready) => println!("{ready:?}\n{:?}", machine.times()),
         Err(error) => println!("{error}\n{:?}", machine.times()),
     }
-    for command in &args[5.min(args.len())..] {
+    for command in &args[4.min(args.len())..] {
         if let Some(seconds) = command.strip_prefix("sleep ") {
             tokio::time::sleep(Duration::from_secs_f64(seconds.parse().unwrap())).await;
         } else if let Some(rest) = command.strip_prefix("attach ") {

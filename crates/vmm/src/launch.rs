@@ -95,8 +95,6 @@ pub enum Hypervisor {
 pub struct QemuSpec {
     /// `qemu-system-x86_64`.
     pub emulator: PathBuf,
-    /// `virtiofsd`.
-    pub virtiofsd: PathBuf,
     /// What executes guest code.
     pub accel: Accel,
     /// User and group that QEMU and the vsock device run as.

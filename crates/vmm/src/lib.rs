@@ -15,6 +15,7 @@ pub mod probe;
 mod process;
 pub mod qemu;
 pub mod seam;
+pub mod share_requests;
 mod starter;
 mod sys;
 mod usage;

@@ -485,7 +485,7 @@ mod tests {
         let part = PathBuf::from("/bin/true");
         ProbeConfig {
             requested,
-            parts: QemuParts { vmm: part.clone(), emulator: part.clone(), virtiofsd: part },
+            parts: QemuParts { vmm: part.clone(), emulator: part },
             kernel: dir.join("kernel"),
             initramfs: dir.join("initramfs"),
             dir: dir.to_owned(),
@@ -500,7 +500,7 @@ mod tests {
         let mut config = config(dir.path(), Requested::Qemu { accel: Some(Accel::Tcg) });
         let first = probe(&config).await.unwrap();
         assert_eq!((first.backend, first.accel), (BackendKind::Qemu, Accel::Tcg));
-        config.parts.virtiofsd = dir.path().join("gone");
+        config.parts.emulator = dir.path().join("gone");
         assert_eq!(probe(&config).await.unwrap(), first, "from the cache");
         std::fs::write(&config.kernel, "another").unwrap();
         assert!(matches!(probe(&config).await, Err(ProbeError::NoHypervisor { .. })));

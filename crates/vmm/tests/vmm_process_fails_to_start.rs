@@ -31,7 +31,7 @@ impl Fixture {
 
     fn vmm(&self, limit: Duration) -> QemuVmm {
         let other = PathBuf::from("/bin/true");
-        let parts = QemuParts { vmm: self.path("fake-vmm"), emulator: other.clone(), virtiofsd: other };
+        let parts = QemuParts { vmm: self.path("fake-vmm"), emulator: other };
         QemuVmm::new(parts, Accel::Tcg, limit)
     }
 

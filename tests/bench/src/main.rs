@@ -15,6 +15,7 @@ mod pair;
 mod pod;
 mod samples;
 mod streams;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum What {
     Streams(streams::Options),
     /// Pods' networks: a redirected tap, a plain one, a veth.
     Network(network::Options),
+    /// Small files on a volume and on the scratch disk of one box.
+    Volumes(volumes::Options),
     /// Compares images' merged layers with what umoci unpacks; measures nothing.
     Compare(compare::Options),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         What::Containers(options) => measured(async |state: &Path| containers::run(&options, state).await),
         What::Streams(options) => measured(async |state: &Path| streams::run(&options, state).await),
         What::Network(options) => measured(async |state: &Path| network::run(&options, state).await),
+        What::Volumes(options) => measured(async |state: &Path| volumes::run(&options, state).await),
         What::Compare(options) => compare::run(&options).context("the comparison failed"),
     };
     match outcome {

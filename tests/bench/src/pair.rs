@@ -48,7 +48,19 @@ pub(crate) struct Pair {
     _registry: Registry,
 }
 
-impl Pair {
+/// a3s-box alone.
+pub(crate) struct Alone {
+    pub(crate) daemon: Daemon,
+    client: Client,
+    reference: String,
+    /// The daemon's folder.
+    pub(crate) state: PathBuf,
+    certs: PathBuf,
+    pub(crate) pod: Pod,
+    registry: Registry,
+}
+
+impl Alone {
     /// `others` are programs of this machine for the containers.
     pub(crate) async fn start(programs: &Programs, others: &[&str], state: &Path) -> Result<Self> {
         let layout = Layout::at(&programs.dist)?;
@@ -63,29 +75,47 @@ impl Pair {
         };
         write_hosts_toml(&settings.certs_dir(), &registry.host())?;
         let (daemon, mut client) = Daemon::start(&layout, &settings).await?;
-        let foreign = CONTAINERD_STATE.into_iter().filter(|folder| !Path::new(folder).exists()).collect();
         let started = async {
             client.pull(&reference).await.context("pulling")?;
             Pod::start("a3s-box", client.clone(), &reference, &settings.logs(), "bench", false).await
         };
-        let ours = match started.await {
-            Ok(ours) => ours,
+        match started.await {
+            Ok(pod) => {
+                let (certs, state) = (settings.certs_dir(), settings.state);
+                Ok(Self { daemon, client, reference, state, certs, pod, registry })
+            }
             Err(error) => {
                 let error = error.context(format!("the daemon's log ends with:\n{}", daemon.log_tail()));
                 client.remove_everything().await.context("removing the pods")?;
                 daemon.stop().await?;
-                return Err(error);
+                Err(error)
             }
-        };
-        let folder = settings.state.join("c");
-        let peer = match Peer::start(&folder, &settings.certs_dir(), &reference).await {
+        }
+    }
+
+    /// Removes everything; the outcome of what was measured, with the daemon's last words if it failed.
+    pub(crate) async fn stop(mut self, outcome: Result<()>) -> Result<()> {
+        self.client.remove_everything().await.context("removing the pods")?;
+        let log = self.daemon.log_tail();
+        self.daemon.stop().await?;
+        outcome.with_context(|| format!("the daemon's log ends with:\n{log}"))
+    }
+}
+
+impl Pair {
+    /// `others` are programs of this machine for the containers.
+    pub(crate) async fn start(programs: &Programs, others: &[&str], state: &Path) -> Result<Self> {
+        let foreign = CONTAINERD_STATE.into_iter().filter(|folder| !Path::new(folder).exists()).collect();
+        let Alone { daemon, client, reference, state, certs, pod: ours, registry } =
+            Alone::start(programs, others, state).await?;
+        let folder = state.join("c");
+        let peer = match Peer::start(&folder, &certs, &reference).await {
             Ok(peer) => Some(peer),
             Err(error) => {
                 println!("\nLEFT OUT: containerd with runc: {error:#}\n{}", Containerd::log_tail(&folder));
                 None
             }
         };
-        let state = settings.state;
         Ok(Self { daemon, client, reference, state, ours, peer, foreign, _registry: registry })
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_cri::proto::{
     ContainerConfig, ContainerMetadata, ContainerState, ExecRequest, LinuxContainerConfig,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode,
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortForwardRequest,
 };
 use a3s_box_e2e::client::{Client, image};
@@ -176,6 +176,20 @@ impl Pod {
         let id = self.client.create(&self.id, config, &self.config).await.context("creating a container")?;
         self.client.start(&id).await.with_context(|| format!("starting {command:?}"))?;
         Ok((id, log))
+    }
+
+    /// Starts a container that waits, with a directory of the host mounted at `/volume`; its id.
+    pub(crate) async fn launch_with_volume(&mut self, host: &Path) -> Result<String> {
+        let (config, _) = self.container(&["/pump", "pause"], false);
+        let mount = Mount {
+            container_path: "/volume".to_owned(),
+            host_path: host.to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let config = ContainerConfig { mounts: vec![mount], ..config };
+        let id = self.client.create(&self.id, config, &self.config).await.context("creating a container")?;
+        self.client.start(&id).await.context("starting a container")?;
+        Ok(id)
     }
 
     /// A container's whole life. It is killed at once: its program has no signal handlers.

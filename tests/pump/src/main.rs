@@ -10,10 +10,14 @@
 //! pump serve net PORT      answers orders on every IPv4 address
 //! pump ask ADDRESS:PORT LETTER COUNT TURNS
 //!                          gives an order so many times; prints the microseconds from the first to the last answer
+//! pump files WORK BELOW COUNT
+//!                          makes, walks, reads or removes so many files; prints the microseconds
 //! ```
 //!
 //! An order is a letter and a count of eight big-endian bytes. After `s` that many bytes are sent, after `p` as well but
 //! from a pipe that another process writes; after `r` that many are read and then answered with one byte. Counts, not ends of streams: not every VMM passes those on.
+
+mod files;
 
 use std::env;
 use std::fs::File;
@@ -54,6 +58,7 @@ fn run(words: &[&str]) -> io::Result<()> {
         ["serve", "vsock", port] => serve_vsock(number(port)? as u32),
         ["serve", "tcp", port] => serve_tcp(Ipv4Addr::LOCALHOST, number(port)? as u16),
         ["serve", "net", port] => serve_tcp(Ipv4Addr::UNSPECIFIED, number(port)? as u16),
+        ["files", work, below, count] => files::run(work, below, number(count)?),
         ["ask", address, letter, count, turns] => ask(address, letter, number(count)?, number(turns)?),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "see the head of its source for what it does")),
     }

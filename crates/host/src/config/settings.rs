@@ -146,7 +146,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "vmm.helpers",
-        help: "The directory of a3s-box-vmm and virtiofsd, instead of the installed one.",
+        help: "The directory of a3s-box-vmm, instead of the installed one.",
         expected: PATH,
         variable: None,
         set: |c, v| put(&mut c.vmm.helpers, as_path(v).map(Some)),

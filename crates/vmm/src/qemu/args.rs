@@ -4,7 +4,7 @@ use crate::launch::{Accel, QemuSpec, jail};
 use crate::seam::{BoxPlan, PlanNic};
 use a3s_box_protocol::SHARE_TAG;
 
-/// Where virtiofsd is listening for QEMU.
+/// Where the file server is listening for QEMU.
 pub const FS_SOCKET: &str = "/run/fs";
 /// Where the vsock device is listening for QEMU.
 pub const VSOCK_SOCKET: &str = "/run/vsock";
@@ -97,23 +97,6 @@ fn processor(accel: Accel) -> &'static str {
 fn nic_device(index: usize, nic: &PlanNic) -> String {
     let mac = nic.mac.map(|octet| format!("{octet:02x}")).join(":");
     format!("virtio-net-device,netdev=net{index},mq=on,mac={mac}")
-}
-
-/// Arguments of `virtiofsd`, which inherits a listening socket.
-///
-/// File handles are not used: they would take the right to open any file of a file system by number.
-pub fn virtiofsd(listener: i32) -> Vec<String> {
-    [
-        format!("--fd={listener}"),
-        format!("--shared-dir={}", jail::SHARE),
-        "--sandbox=none".to_owned(),
-        "--inode-file-handles=never".to_owned(),
-        "--announce-submounts".to_owned(),
-        "--xattr".to_owned(),
-        "--rlimit-nofile=0".to_owned(),
-        "--log-level=warn".to_owned(),
-    ]
-    .into()
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! a3s-box-vmm (pid 1 of the box's namespace)
-//! ├── virtiofsd             root, eight capabilities: it acts for the guest's users on volumes
-//! ├── a3s-box-vmm vsock     unprivileged: the vsock device, the same program in another role
+//! ├── a3s-box-vmm           root, eight capabilities: the file server, which acts for the guest's users on volumes
+//! ├── a3s-box-vmm           unprivileged: the vsock device
 //! └── qemu-system-x86_64    unprivileged; its files and taps are opened for it
 //! ```
 
@@ -30,8 +30,6 @@ pub struct QemuParts {
     pub vmm: PathBuf,
     /// `qemu-system-x86_64`.
     pub emulator: PathBuf,
-    /// `virtiofsd`.
-    pub virtiofsd: PathBuf,
 }
 
 /// Starts boxes on QEMU.
@@ -51,7 +49,6 @@ impl QemuVmm {
     pub(crate) fn hypervisor(&self) -> Hypervisor {
         Hypervisor::Qemu(QemuSpec {
             emulator: self.parts.emulator.clone(),
-            virtiofsd: self.parts.virtiofsd.clone(),
             accel: self.accel,
             uid: UNPRIVILEGED,
         })
@@ -66,7 +63,6 @@ impl QemuVmm {
                 path: &self.parts.emulator,
                 remedy: "install it (Debian: apt-get install qemu-system-x86)",
             },
-            Part { what: "virtiofsd", path: &self.parts.virtiofsd, remedy: OURS },
         ]
     }
 }
@@ -109,26 +105,17 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn spec(accel: Accel) -> QemuSpec {
-        QemuSpec {
-            emulator: "/usr/bin/qemu-system-x86_64".into(),
-            virtiofsd: "/usr/libexec/a3s-box/virtiofsd".into(),
-            accel,
-            uid: UNPRIVILEGED,
-        }
+        QemuSpec { emulator: "/usr/bin/qemu-system-x86_64".into(), accel, uid: UNPRIVILEGED }
     }
 
     #[tokio::test]
-    async fn a_missing_helper_is_named_with_its_remedy_before_anything_is_made() {
+    async fn a_missing_part_is_named_with_its_remedy_before_anything_is_made() {
         let dir = tempfile::tempdir().unwrap();
-        let parts = QemuParts {
-            vmm: "/bin/true".into(),
-            emulator: "/bin/true".into(),
-            virtiofsd: dir.path().join("virtiofsd"),
-        };
+        let parts = QemuParts { vmm: "/bin/true".into(), emulator: dir.path().join("qemu-system-x86_64") };
         let plan = BoxPlan { dir: dir.path().to_owned(), ..plan() };
         let error =
             QemuVmm::new(parts, Accel::Tcg, Duration::from_secs(1)).launch(&plan).await.err().unwrap();
-        assert!(matches!(&error, LaunchError::MissingPart { what: "virtiofsd", .. }), "{error}");
+        assert!(matches!(&error, LaunchError::MissingPart { what: "QEMU", .. }), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
