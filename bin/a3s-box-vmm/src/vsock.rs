@@ -42,6 +42,8 @@ pub(crate) fn argument(port: u32, listener: &impl AsRawFd) -> String {
 /// Serves one QEMU, until it ends.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     panics::end_the_process();
+    // Otherwise it is the last part of the path that it was started by. Only whoever looks at processes cares.
+    let _ = rustix::thread::set_name(c"a3s-box-vsock");
     match serve(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
