@@ -56,13 +56,14 @@ pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf>
 
 /// One call of cargo for everything that runs on the host: each choice of packages has its own features of shared
 /// dependencies, so that a second choice would compile most of them again. The demo is therefore built along; and with
-/// `dev` the choice is the whole workspace, as the tests' is.
+/// `dev` the choice is everything, tests too, because what only tests depend on counts as well.
 fn build_binaries(profile: &str, further: &[&str]) -> Result<Vec<PathBuf>> {
     let mut cargo = tools::cargo();
-    cargo.args(["build", "--locked", "--bins", "--profile", profile]);
+    cargo.args(["build", "--locked", "--profile", profile]);
     if profile == "dev" {
-        cargo.arg("--workspace");
+        cargo.args(["--workspace", "--all-targets"]);
     } else {
+        cargo.arg("--bins");
         for (package, _, _) in BINARIES {
             cargo.args(["--package", package]);
         }

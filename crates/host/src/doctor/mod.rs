@@ -142,8 +142,8 @@ mod tests {
         let krun = Choice { kind: BackendKind::Libkrun, accel: Accel::Kvm, reason: String::new() };
         let qemu = Choice { kind: BackendKind::Qemu, accel: Accel::Tcg, reason: String::new() };
         let verdict = |part, choice| part_check(&layout, part, &config, Some(choice)).verdict;
-        assert_eq!(verdict(Part::VhostVsock, &krun), Verdict::Warn);
-        assert_eq!(verdict(Part::VhostVsock, &qemu), Verdict::Fail);
+        assert_eq!(verdict(Part::Qemu, &krun), Verdict::Warn);
+        assert_eq!(verdict(Part::Qemu, &qemu), Verdict::Fail);
         assert_eq!(verdict(Part::Kernel, &krun), Verdict::Fail);
     }
 }

@@ -54,7 +54,7 @@ impl QemuVmm {
         })
     }
 
-    pub(crate) fn required(&self) -> [Part<'_>; 3] {
+    pub(crate) fn required(&self) -> [Part<'_>; 2] {
         const OURS: &str = "install a3s-box again, or set the path in its configuration";
         [
             Part { what: "a3s-box-vmm", path: &self.parts.vmm, remedy: OURS },
