@@ -263,3 +263,6 @@ fn parse<R: DeserializeOwned>(table: Table, records: Vec<Record>, changes: &mut 
     }
     parsed
 }
+
+#[cfg(test)]
+mod golden;
