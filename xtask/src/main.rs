@@ -21,6 +21,7 @@ mod test;
 mod tools;
 mod ui;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -54,6 +55,9 @@ enum Command {
         /// What runs the pods' machines.
         #[arg(long, value_enum, default_value = "qemu")]
         backend: test::e2e::Backend,
+        /// Instead: a pod that the build in this installed layout starts and this build goes on with.
+        #[arg(long, value_name = "OTHER_LAYOUT")]
+        across: Option<PathBuf>,
     },
     /// Run one command in the virtual KVM node, where /dev/kvm works even if this machine's does not.
     Node(node::Options),
@@ -86,8 +90,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(options) => bench::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Test(options) => test::run(&options),
-        Command::Soak { backend } => {
-            test::e2e::soak(backend)?;
+        Command::Soak { backend, across } => {
+            test::e2e::soak(backend, across.as_deref())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Node(options) => {

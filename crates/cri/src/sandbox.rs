@@ -62,6 +62,11 @@ impl CriService {
         {
             info.insert("networkCheck".to_owned(), json(&complaint));
         }
+        if request.verbose
+            && let Some((_, reason)) = self.boxes.foreign().into_iter().find(|(foreign, _)| *foreign == id)
+        {
+            info.insert("agent".to_owned(), json(&reason));
+        }
         Ok(PodSandboxStatusResponse {
             status: Some(status::sandbox_status(&state)),
             info,

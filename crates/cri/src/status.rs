@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use a3s_box_core::BoxId;
 use a3s_box_runtime::Leftover;
 use serde_json::json;
 
@@ -19,6 +20,8 @@ use crate::settings::{CgroupDriver, Condition};
 const KUBELET_API_VERSION: &str = "0.1.0";
 const RUNTIME_NAME: &str = "a3s-box";
 const RUNTIME_API_VERSION: &str = "v1";
+/// Whether this version speaks to the agents of all pods that run.
+const SPEAKS_TO_ALL_PODS: &str = "A3sBoxSpeaksToAllPods";
 /// Whether everything of the pods that are gone was given back.
 const NO_LEFTOVERS: &str = "A3sBoxHasNoLeftovers";
 
@@ -39,6 +42,7 @@ impl CriService {
             condition("RuntimeReady", &self.settings.runtime_condition),
             condition("NetworkReady", &network),
             condition(NO_LEFTOVERS, &no_leftovers(&self.boxes.leftovers())),
+            condition(SPEAKS_TO_ALL_PODS, &speaks_to_all(&self.boxes.foreign())),
         ];
         let info = if request.verbose { self.info() } else { HashMap::new() };
         Ok(StatusResponse {
@@ -63,6 +67,8 @@ impl CriService {
             .iter()
             .map(|apart| json!({ "record": apart.record, "error": apart.error, "since_ns": apart.since_ns }))
             .collect();
+        let foreign: HashMap<_, _> = self.boxes.foreign().into_iter().collect();
+        info.insert("foreign".to_owned(), json!(foreign).to_string());
         info.insert("leftovers".to_owned(), json!(self.boxes.leftovers()).to_string());
         info.insert("quarantined".to_owned(), json!(quarantined).to_string());
         info
@@ -107,6 +113,21 @@ fn no_leftovers(leftovers: &[Leftover]) -> Condition {
     }
 }
 
+fn speaks_to_all(foreign: &[(BoxId, String)]) -> Condition {
+    match foreign {
+        [] => Condition::met(),
+        [(first, reason), ..] => Condition {
+            ready: false,
+            reason: "OtherVersion".to_owned(),
+            message: format!(
+                "{} pod sandboxes run on, but nothing can be asked of them, first {} because {reason}",
+                foreign.len(),
+                first.short()
+            ),
+        },
+    }
+}
+
 fn condition(kind: &str, state: &Condition) -> RuntimeCondition {
     RuntimeCondition {
         r#type: kind.to_owned(),
@@ -136,6 +157,19 @@ mod tests {
             .map(|handler| handler.name)
             .collect();
         assert_eq!(names, ["", "a3s-box"]);
+    }
+
+    #[test]
+    fn pods_of_another_version_are_counted_and_the_first_is_named_with_its_reason() {
+        assert!(speaks_to_all(&[]).ready);
+        let pod = |byte| (BoxId::from_random([byte; 32]), "its guest agent speaks protocol 9".to_owned());
+        let state = speaks_to_all(&[pod(7), pod(8)]);
+        assert_eq!((state.ready, state.reason.as_str()), (false, "OtherVersion"));
+        assert_eq!(
+            state.message,
+            "2 pod sandboxes run on, but nothing can be asked of them, first 070707070707 because its guest agent speaks \
+             protocol 9"
+        );
     }
 
     #[test]

@@ -34,10 +34,11 @@ async fn version_status_and_configuration_are_answered() {
     let conditions = status.status.unwrap().conditions;
     assert_eq!(
         conditions.iter().map(|c| c.r#type.as_str()).collect::<Vec<_>>(),
-        ["RuntimeReady", "NetworkReady", "A3sBoxHasNoLeftovers"]
+        ["RuntimeReady", "NetworkReady", "A3sBoxHasNoLeftovers", "A3sBoxSpeaksToAllPods"]
     );
-    assert!(conditions[0].status && conditions[2].status);
+    assert!(conditions[0].status && conditions[2].status && conditions[3].status);
     assert_eq!(status.info["config"], "{}");
+    assert_eq!(status.info["foreign"], "{}");
     assert_eq!((status.info["leftovers"].as_str(), status.info["quarantined"].as_str()), ("[]", "[]"));
     assert_eq!(status.runtime_handlers.len(), 2);
     let brief = served.runtime.status(StatusRequest { verbose: false }).await.unwrap().into_inner();

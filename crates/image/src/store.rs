@@ -16,6 +16,8 @@
 mod disk;
 mod files;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod power_cut;
 mod verify;
 mod verity;

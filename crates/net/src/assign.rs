@@ -127,3 +127,26 @@ pub(crate) fn assigned(config: &NetConfig) -> Vec<String> {
     let text = fs::read_to_string(config.cache_dir.join(ASSIGNED)).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_golden::Goldens;
+
+    use super::*;
+
+    /// Kubelet tells the addresses once; a build that could not read them would leave plugins without ranges.
+    #[test]
+    fn golden_addresses_of_the_node_are_read_and_written_alike() {
+        const NAME: &str = "pod-cidrs.txt";
+        let goldens = Goldens::of(env!("CARGO_MANIFEST_DIR"), "records");
+        let ranges = vec!["10.1.2.0/24".to_owned(), "fd00:1:2::/64".to_owned()];
+        let dir = tempfile::tempdir().unwrap();
+        let config = NetConfig { cache_dir: dir.path().to_owned(), ..NetConfig::default() };
+        assign(&config, &Values { ranges: ranges.clone(), routes: Vec::new() }).unwrap();
+        goldens.check(NAME, &fs::read(dir.path().join(ASSIGNED)).unwrap());
+        for golden in goldens.ages(NAME) {
+            fs::write(dir.path().join(ASSIGNED), &golden.bytes).unwrap();
+            assert_eq!(assigned(&config), ranges, "{}", golden.path.display());
+        }
+    }
+}

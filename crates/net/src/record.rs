@@ -267,3 +267,6 @@ mod tests {
         assert!(matches!(records.read(&id).await, Err(RecordError::Newer { found: 9, .. })));
     }
 }
+
+#[cfg(test)]
+mod golden;

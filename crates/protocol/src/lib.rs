@@ -5,6 +5,7 @@
 
 pub mod chunks;
 pub mod framing;
+pub mod versions;
 
 /// Messages and the `Agent` service, generated from `proto/agent.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -12,7 +13,7 @@ pub mod proto {
     tonic::include_proto!("a3s.agent.v1");
 }
 
-/// The protocol number of this build. See "Evolution" in `agent.proto`.
+/// The protocol number of this build. See "Evolution" in `agent.proto`, and [`versions`].
 pub const PROTOCOL: u32 = 3;
 
 /// The guest's vsock context id on every backend.

@@ -235,6 +235,9 @@ fn program_fault(status: &Status) -> Option<ProgramFault> {
 }
 
 #[cfg(test)]
+mod conversation;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -20,6 +20,7 @@ use a3s_box_core::network::Address;
 use a3s_box_core::spec::{BoxSpec, Limits, MountSource, PidNamespace, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
+use a3s_box_protocol::versions;
 use a3s_box_vmm::Vmm;
 
 use crate::api::{BoxStatus, ExecOutput, Leftover, NetworkReadiness, Quarantined, SessionStatus};
@@ -319,9 +320,8 @@ impl BoxManager {
         if let Decision::Deny(reason) = status.phase.decide(SessionRequest::Exec) {
             return Err(refused(ErrorKind::FailedPrecondition, reason));
         }
-        let live = self
-            .live(&status.box_id)
-            .ok_or_else(|| refused(ErrorKind::FailedPrecondition, "the pod sandbox is not ready"))?;
+        let live =
+            self.reach(&status.box_id).map_err(|reason| refused(ErrorKind::FailedPrecondition, &reason))?;
         let exec_id = SessionId::from_random(random()).short().to_owned();
         Ok(ExecPlan {
             live,
@@ -335,10 +335,23 @@ impl BoxManager {
     }
 
     fn live(&self, id: &BoxId) -> Option<Arc<LiveBox>> {
-        match &*self.shared.registry.get_box(id)?.life.borrow() {
-            BoxLife::Live(live) => Some(live.clone()),
-            BoxLife::Starting | BoxLife::Gone(_) => None,
-        }
+        self.reach(id).ok()
+    }
+
+    /// The box, or why nothing can be asked of its guest.
+    fn reach(&self, id: &BoxId) -> Result<Arc<LiveBox>, String> {
+        let entry = self.shared.registry.get_box(id);
+        entry.map_or_else(|| Err("the pod sandbox is gone".to_owned()), |entry| entry.life.borrow().live())
+    }
+
+    /// The boxes that run and whose agents this version does not speak to, with the reason. They are as they were left, and
+    /// can be stopped and removed.
+    pub fn foreign(&self) -> Vec<(BoxId, String)> {
+        let reason = |entry: Arc<BoxEntry>| match &*entry.life.borrow() {
+            BoxLife::Foreign(foreign) => Some((entry.id.clone(), foreign.why.to_string())),
+            BoxLife::Starting | BoxLife::Live(_) | BoxLife::Gone(_) => None,
+        };
+        self.shared.registry.boxes().into_iter().filter_map(reason).collect()
     }
 
     /// Opens a session's log file anew, after it was renamed.
@@ -365,7 +378,7 @@ impl BoxManager {
             RuntimeError::new(ErrorKind::FailedPrecondition, FailedStage::Update, object.clone(), why)
         };
         limits::fit(given, &entry.spec.size).map_err(|beyond| refuse(beyond.to_string()))?;
-        let live = self.live(id).ok_or_else(|| refuse("it is not ready".to_owned()))?;
+        let live = self.reach(id).map_err(refuse)?;
         let updated = live.agent.update_resources(String::new(), limits::settings(given)).await;
         updated.map_err(|error| error.at(FailedStage::Update, object.clone()))
     }
@@ -515,6 +528,7 @@ fn new_record(config: &RuntimeConfig, spec: BoxSpec) -> BoxRecord {
         kernel_release: String::new(),
         timeline: Vec::new(),
         layers: Default::default(),
+        agent_protocol: versions::UNRECORDED,
     }
 }
 

@@ -64,6 +64,9 @@ pub(crate) struct BoxRecord {
     pub(crate) timeline: Vec<Stage>,
     /// The names of the EROFS files that were attached below `images/`.
     pub(crate) layers: BTreeSet<String>,
+    /// The number that its agent said. 0: it has not said it yet, or the box was booted by a build that did not note it.
+    #[serde(default)]
+    pub(crate) agent_protocol: u32,
 }
 
 impl BoxRecord {
@@ -260,3 +263,6 @@ fn parse<R: DeserializeOwned>(table: Table, records: Vec<Record>, changes: &mut 
     }
     parsed
 }
+
+#[cfg(test)]
+mod golden;

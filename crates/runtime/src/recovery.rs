@@ -4,6 +4,7 @@
 //! |------------------------|-----------------------------|----------------------------|
 //! | reserved … booting     | undone: nobody knows its id | undone                     |
 //! | ready                  | taken up, agent asked       | stopped, with its cause    |
+//! | … of another protocol  | left alone, and said so     | stopped, with its cause    |
 //! | stopping               | stopped for good            | stopped for good           |
 //! | stopped                | as it is                    | as it is                   |
 
@@ -17,11 +18,12 @@ use tokio::sync::oneshot;
 use a3s_box_core::lifecycle::{BoxPhase, StopCause};
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_protocol::proto::SessionState;
+use a3s_box_protocol::versions;
 use a3s_box_vmm::{guest_fault, last_words};
 
 use crate::agent_client::Agent;
 use crate::api::Quarantined;
-use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, Owed, faulted, find_vm, found};
+use crate::boxes::{BoxCommand, BoxStart, Foreign, LiveBox, Obituary, Owed, faulted, find_vm, found};
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
 use crate::network::NetworkSetting;
@@ -138,7 +140,12 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
         return;
     };
     resume_network(shared, &record.id).await;
+    let abilities = match versions::speak(record.agent_protocol) {
+        Ok(abilities) => abilities,
+        Err(why) => return leave_alone(shared, record, sessions, Foreign { machine, why }),
+    };
     let live = Arc::new(LiveBox {
+        abilities,
         agent: Agent::new(machine.clone(), shared.config.call_limit),
         facts: BoxFacts::of(&record),
         network: record.network.clone(),
@@ -158,6 +165,20 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
     end_unknown(&live, &record.id, &sessions, states.as_deref()).await;
     tracing::info!(id = %record.id, containers = sessions.len(), "pod sandbox is taken up");
     enter(shared, record, BoxStart::Adopted(live), sessions, states);
+}
+
+/// A box whose agent is of a build that this one does not speak to runs on: its pod still serves, and the build that
+/// started it can take it up again. Nothing of its records is changed, so that it finds them as it left them.
+fn leave_alone(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>, foreign: Foreign) {
+    tracing::error!(
+        id = %record.id,
+        pod = %record.spec.identity.name,
+        namespace = %record.spec.identity.namespace,
+        containers = sessions.len(),
+        "a pod sandbox runs on, but nothing can be asked of it, and the output of its containers is not fetched, because {}",
+        foreign.why
+    );
+    enter(shared, record, BoxStart::Foreign(Arc::new(foreign)), sessions, None);
 }
 
 /// What is not resumed stays as it is: a pod is kept from more, not from less.

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use a3s_box_core::storage::{Change, Storage, Table};
-use a3s_box_store::{FaultyStore, OpenError, RedbStore};
+use a3s_box_golden::{Goldens, sparse, unsparse};
+use a3s_box_store::{FaultyStore, OpenError, RedbStore, SCHEMA_VERSION};
+use redb::{Database, ReadableDatabase, TableDefinition};
 
 const BOXES: Table = Table("boxes");
 const NAMES: Table = Table("names");
@@ -87,4 +89,45 @@ fn a_failed_commit_changes_nothing_and_the_next_one_succeeds() {
     assert_eq!(store.heal(), 4);
     store.commit(vec![put(BOXES, "b", "2")]).unwrap();
     assert_eq!(store.scan(BOXES).unwrap().len(), 2);
+}
+
+/// A store that a later build cannot open loses every pod of the node at an upgrade.
+#[test]
+fn golden_stores_of_every_age_are_opened_with_their_records() {
+    const NAME: &str = "state.redb.sparse";
+    let goldens = Goldens::of(env!("CARGO_MANIFEST_DIR"), "records");
+    let records = [put(BOXES, "b0b0", "{\"id\":\"b0b0\"}"), put(NAMES, "x", "b0b0")];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new.redb");
+    RedbStore::open(&path, Duration::ZERO).unwrap().commit(records.to_vec()).unwrap();
+    // The database's own pages may lie otherwise; the layout's number and the tables are ours.
+    goldens.check_by(NAME, sparse(&std::fs::read(&path).unwrap()).as_bytes(), |golden| {
+        let path = dir.path().join("golden.redb");
+        std::fs::write(&path, bytes_of(&golden.bytes)).unwrap();
+        layout_of(&path) == SCHEMA_VERSION
+    });
+    goldens.are_all_known(&[NAME]);
+    for golden in goldens.ages(NAME) {
+        let path = dir.path().join(format!("v{}.redb", golden.age));
+        std::fs::write(&path, bytes_of(&golden.bytes)).unwrap();
+        {
+            let store = RedbStore::open(&path, Duration::ZERO).unwrap();
+            assert_eq!(store.get(BOXES, "b0b0").unwrap().as_deref(), Some(&b"{\"id\":\"b0b0\"}"[..]));
+            assert_eq!(store.scan(NAMES).unwrap(), [("x".to_owned(), b"b0b0".to_vec())]);
+            store.commit(vec![put(BOXES, "b1b1", "{}")]).unwrap();
+        }
+        assert_eq!(layout_of(&path), SCHEMA_VERSION, "it is brought to the newest layout");
+    }
+}
+
+fn bytes_of(golden: &[u8]) -> Vec<u8> {
+    unsparse(std::str::from_utf8(golden).unwrap()).unwrap()
+}
+
+/// The layout's number, as every build that ever was reads it.
+fn layout_of(path: &std::path::Path) -> u32 {
+    let database = Database::open(path).unwrap();
+    let table = TableDefinition::<&str, u32>::new("schema");
+    let open = database.begin_read().unwrap().open_table(table).unwrap();
+    open.get("version").unwrap().unwrap().value()
 }

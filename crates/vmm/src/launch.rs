@@ -206,3 +206,6 @@ mod tests {
         assert!(read_facts(dir.path()).is_err());
     }
 }
+
+#[cfg(test)]
+mod golden;

@@ -563,4 +563,41 @@ mod tests {
         let error = probe(&config).await.unwrap_err().to_string();
         assert!(error.contains("could not read") && error.contains("none"), "{error}");
     }
+
+    /// The verdict of a trial is kept over restarts of the daemon; one that means something else now would choose the
+    /// wrong hypervisor. One that cannot be read is tried anew, so unknown words do no harm.
+    #[test]
+    fn golden_verdicts_of_every_age_are_read_and_written_alike() {
+        const NAME: &str = "hypervisor.json";
+        let goldens = a3s_box_golden::Goldens::of(env!("CARGO_MANIFEST_DIR"), "records");
+        let trial = |outcome| Trial { backend: BackendKind::Libkrun, accel: Accel::Kvm, outcome };
+        let verdict = Verdict {
+            backend: BackendKind::Qemu,
+            accel: Accel::Tcg,
+            reason: "KVM cannot be used: /dev/kvm is missing".to_owned(),
+            trials: vec![
+                trial(Outcome::Booted { millis: 812 }),
+                trial(Outcome::Present),
+                trial(Outcome::Failed { why: "it ended".to_owned(), remedy: "look".to_owned() }),
+                trial(Outcome::Lacking { what: "/dev/kvm".to_owned(), remedy: "load kvm".to_owned() }),
+            ],
+        };
+        let key = |requested| Key {
+            boot_id: "6f1b0b54-0d1f-4c52-9a3f-d0f6a5b6c7d8".to_owned(),
+            kernel: "0a".repeat(32),
+            initramfs: "0b".repeat(32),
+            version: "0.1.0".to_owned(),
+            requested,
+        };
+        let requested = || Requested::Qemu { accel: Some(Accel::Tcg) };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("verdict.json");
+        key(requested()).keep(&verdict, &path).unwrap();
+        goldens.check_json(NAME, &std::fs::read(&path).unwrap());
+        for golden in goldens.ages(NAME) {
+            std::fs::write(&path, &golden.bytes).unwrap();
+            assert_eq!(key(requested()).cached(&path).as_ref(), Some(&verdict), "{}", golden.path.display());
+            assert_eq!(key(Requested::Auto).cached(&path), None, "of another request");
+        }
+    }
 }

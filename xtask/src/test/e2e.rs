@@ -4,7 +4,7 @@
 //! The layout is built with the `dev` profile, whose artefacts the unit tests have compiled already.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,11 +27,18 @@ pub(super) fn libkrun(context: &Context<'_>) -> Result<Done> {
     on_libkrun(&context.end_to_end, &[], &[], NODE_LIMIT)
 }
 
-/// The scenarios that do the same things very often, in their long form.
-pub(crate) fn soak(backend: Backend) -> Result<()> {
+/// The scenarios that do the same things very often, in their long form; or, with the layout of another build, the one in
+/// which this build goes on with a pod of that one's.
+pub(crate) fn soak(backend: Backend, across: Option<&Path>) -> Result<()> {
     packages::ensure(packages::Set::Test)?;
-    let (only, environment) = (["endurance::"], [("A3S_BOX_SOAK", "1".to_owned())]);
     let programs = Programs::default();
+    let (only, environment) = match across {
+        None => (["endurance::"], [("A3S_BOX_SOAK", "1".to_owned())]),
+        Some(other) => {
+            let other = other.canonicalize().with_context(|| format!("no layout at {}", other.display()))?;
+            (["across::"], [("A3S_BOX_OTHER_DIST", other.to_string_lossy().into_owned())])
+        }
+    };
     let done = match backend {
         Backend::Qemu => on_qemu(&programs, &only, &environment)?,
         Backend::Libkrun => on_libkrun(&programs, &only, &environment, 3 * NODE_LIMIT)?,

@@ -437,3 +437,28 @@ fn digest_file(path: &Path, algorithm: Algorithm) -> io::Result<(Digest, u64)> {
     }
     Ok((hasher.finish(), bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_golden::{Goldens, with_unknown_fields};
+
+    use super::*;
+
+    /// A digest that is not read is a file that nobody can tell from a damaged one.
+    #[test]
+    fn golden_measures_of_every_age_are_read_and_written_alike() {
+        let goldens = Goldens::of(env!("CARGO_MANIFEST_DIR"), "records");
+        let measured = |verity| Measured { sha256: "0a".repeat(32), bytes: 4096, verity };
+        let sealed = Some(format!("sha256:{}", "0b".repeat(32)));
+        for (name, row) in [("image-file.json", measured(None)), ("image-file-sealed.json", measured(sealed))]
+        {
+            goldens.check_json(name, &serde_json::to_vec(&row).unwrap());
+            for golden in goldens.ages(name) {
+                for json in [golden.json(), with_unknown_fields(golden.json(), &[])] {
+                    let read: Measured = serde_json::from_value(json).unwrap();
+                    assert_eq!(read, row, "{}", golden.path.display());
+                }
+            }
+        }
+    }
+}

@@ -383,3 +383,6 @@ mod tests {
         assert_eq!(addresses.len(), 13);
     }
 }
+
+#[cfg(test)]
+mod golden;

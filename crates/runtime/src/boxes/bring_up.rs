@@ -28,6 +28,7 @@ use a3s_box_core::lifecycle::BoxPhase;
 use a3s_box_core::network::PodNetwork;
 use a3s_box_protocol::PROTOCOL;
 use a3s_box_protocol::proto::Ready;
+use a3s_box_protocol::versions::Abilities;
 use a3s_box_vmm::error::MachineError;
 use a3s_box_vmm::{BoxPlan, Machine};
 
@@ -220,6 +221,7 @@ impl Prepared {
         work.record.timeline.sort_by_key(|stage| stage.at);
         let live = Arc::new(LiveBox {
             agent: Agent::new(machine.clone(), work.shared.config.call_limit),
+            abilities: Abilities::OURS,
             facts: BoxFacts::of(&work.record),
             network: work.record.network.clone(),
             machine,
@@ -421,6 +423,7 @@ impl Work {
             );
             return Err(self.error(ErrorKind::FailedPrecondition, FailedStage::Boot, message));
         }
+        self.record.agent_protocol = ready.protocol;
         self.record.kernel_release = printable(&ready.kernel_release, 128);
         let mut before = Duration::ZERO;
         for stage in ready.stages.iter().take(MAX_GUEST_STAGES) {

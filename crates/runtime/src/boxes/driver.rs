@@ -17,7 +17,7 @@ use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, Stop
 use a3s_box_vmm::{Machine, MachineExit};
 
 use super::bring_up::bring_up;
-use super::live::{BoxLife, LiveBox, Obituary};
+use super::live::{BoxLife, Foreign, LiveBox, Obituary};
 use super::owed::Owed;
 use super::release::{object, release};
 use crate::api::BoxStatus;
@@ -56,6 +56,8 @@ pub(crate) enum BoxStart {
     BringUp,
     /// With a box that an earlier daemon started.
     Adopted(Arc<LiveBox>),
+    /// With one that runs, and whose agent cannot be spoken to.
+    Foreign(Arc<Foreign>),
     /// With a box that has ended.
     Ended(Obituary),
 }
@@ -90,6 +92,10 @@ impl BoxDriver {
                 None => return,
             },
             BoxStart::Adopted(live) => Some(live),
+            BoxStart::Foreign(foreign) => {
+                self.machine = Some(foreign.machine.clone());
+                None
+            }
             BoxStart::Ended(_) => None,
         };
         if let Some(live) = live {
@@ -106,6 +112,7 @@ impl BoxDriver {
         match start {
             BoxStart::BringUp => {}
             BoxStart::Adopted(live) => drop(self.life.send_replace(BoxLife::Live(live.clone()))),
+            BoxStart::Foreign(foreign) => drop(self.life.send_replace(BoxLife::Foreign(foreign.clone()))),
             BoxStart::Ended(obituary) => drop(self.life.send_replace(BoxLife::Gone(obituary.clone()))),
         }
     }
@@ -163,10 +170,10 @@ impl BoxDriver {
 
     async fn serve(&mut self) {
         loop {
-            let live = self.live();
+            let running = self.life.borrow().machine();
             let ended = async {
-                match &live {
-                    Some(live) => live.machine.wait().await,
+                match &running {
+                    Some(machine) => machine.wait().await,
                     None => std::future::pending().await,
                 }
             };
@@ -188,10 +195,7 @@ impl BoxDriver {
     }
 
     fn live(&self) -> Option<Arc<LiveBox>> {
-        match &*self.life.borrow() {
-            BoxLife::Live(live) => Some(live.clone()),
-            BoxLife::Starting | BoxLife::Gone(_) => None,
-        }
+        self.life.borrow().live().ok()
     }
 
     async fn handle(&mut self, command: BoxCommand) -> Exists {
@@ -228,10 +232,10 @@ impl BoxDriver {
 
     /// The VM ended without being asked to.
     async fn died(&mut self, exit: MachineExit) {
-        let Some(live) = self.live() else { return };
+        let Some(machine) = self.life.borrow().machine() else { return };
         let cgroups = self.record.plan.as_ref().map(|plan| plan.cgroups.clone()).unwrap_or_default();
         let kills = spawn_blocking(move || cgroup::oom_kills(&cgroups)).await.unwrap_or_default();
-        let obituary = Obituary::unexpected(live.machine.as_ref(), exit, kills > 0).await;
+        let obituary = Obituary::unexpected(machine.as_ref(), exit, kills > 0).await;
         self.bury(obituary).await;
     }
 
@@ -357,9 +361,8 @@ impl BoxDriver {
 
     /// Layers stay attached as long as the box lives: a container that restarts finds them mounted.
     async fn attach_layers(&mut self, layers: Vec<Layer>) -> Result<(), RuntimeError> {
-        let Some(live) = self.live() else {
-            return Err(self.denied(FailedStage::Attach, "the pod sandbox is not ready"));
-        };
+        let live = self.life.borrow().live();
+        let live = live.map_err(|reason| self.denied(FailedStage::Attach, &reason))?;
         let known = self.record.layers.clone();
         for layer in layers {
             let name = layer_name(&layer).map_err(|error| {

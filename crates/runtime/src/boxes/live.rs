@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use a3s_box_core::lifecycle::StopCause;
 use a3s_box_core::network::PodNetwork;
+use a3s_box_protocol::versions::{Abilities, Unspoken};
 use a3s_box_vmm::{GuestFault, Machine, MachineExit};
 
 use crate::agent_client::Agent;
@@ -18,8 +19,15 @@ const WORDS_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) struct LiveBox {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) agent: Agent,
+    pub(crate) abilities: Abilities,
     pub(crate) facts: BoxFacts,
     pub(crate) network: Option<PodNetwork>,
+}
+
+/// A box that runs, and whose agent this program does not speak to. It is left alone until it is stopped.
+pub(crate) struct Foreign {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) why: Unspoken,
 }
 
 impl LiveBox {
@@ -109,6 +117,28 @@ pub(crate) enum BoxLife {
     Starting,
     /// Yes.
     Live(Arc<LiveBox>),
+    /// No, although it runs: an agent of another build is in it.
+    Foreign(Arc<Foreign>),
     /// Not any more.
     Gone(Obituary),
+}
+
+impl BoxLife {
+    /// The box, or why nothing can be asked of its guest.
+    pub(crate) fn live(&self) -> Result<Arc<LiveBox>, String> {
+        match self {
+            Self::Live(live) => Ok(live.clone()),
+            Self::Foreign(foreign) => Err(foreign.why.to_string()),
+            Self::Starting | Self::Gone(_) => Err("the pod sandbox is not ready".to_owned()),
+        }
+    }
+
+    /// The VM, if it runs.
+    pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
+        match self {
+            Self::Live(live) => Some(live.machine.clone()),
+            Self::Foreign(foreign) => Some(foreign.machine.clone()),
+            Self::Starting | Self::Gone(_) => None,
+        }
+    }
 }

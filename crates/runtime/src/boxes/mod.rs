@@ -8,6 +8,6 @@ mod plan;
 mod release;
 
 pub(crate) use driver::{BoxCommand, BoxDriver, BoxStart};
-pub(crate) use live::{BoxLife, LiveBox, Obituary, faulted};
+pub(crate) use live::{BoxLife, Foreign, LiveBox, Obituary, faulted};
 pub(crate) use owed::{Leftovers, Owed};
 pub(crate) use release::{find_vm, found};

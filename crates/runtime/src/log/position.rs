@@ -70,6 +70,8 @@ fn checksum(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use a3s_box_golden::Goldens;
+
     use super::*;
 
     #[test]
@@ -83,5 +85,27 @@ mod tests {
         assert_eq!(PositionFile::open(&path).unwrap().read(), Some(position));
         file.0.write_all_at(&[9], 9).unwrap();
         assert_eq!(file.read(), None);
+    }
+
+    /// A position that a later build could not read would write the lines of a log twice.
+    #[test]
+    fn golden_positions_of_every_age_are_read_and_written_alike() {
+        const NAME: &str = "log-position.hex";
+        let goldens = Goldens::of(env!("CARGO_MANIFEST_DIR"), "records");
+        let position =
+            Position { stdout: 0x0102_0304_0506_0708, stderr: 2, inode: u64::MAX, length: 1 << 40 };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("position");
+        PositionFile::open(&path).unwrap().write(&position).unwrap();
+        goldens.check_hex(NAME, &std::fs::read(&path).unwrap());
+        for golden in goldens.ages(NAME) {
+            std::fs::write(&path, golden.unhex()).unwrap();
+            assert_eq!(
+                PositionFile::open(&path).unwrap().read(),
+                Some(position),
+                "{}",
+                golden.path.display()
+            );
+        }
     }
 }

@@ -181,7 +181,7 @@ impl BoxManager {
         let life = entry.life.borrow();
         match &*life {
             BoxLife::Live(now) => Arc::ptr_eq(now, live),
-            BoxLife::Starting | BoxLife::Gone(_) => false,
+            BoxLife::Starting | BoxLife::Foreign(_) | BoxLife::Gone(_) => false,
         }
     }
 

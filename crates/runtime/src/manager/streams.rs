@@ -3,6 +3,7 @@
 use a3s_box_core::lifecycle::{BoxRequest, Decision};
 use a3s_box_core::spec::ProcessSpec;
 use a3s_box_core::{BoxId, SessionId};
+use a3s_box_protocol::versions::Ability;
 
 use super::{BoxManager, box_object, closing, session_object};
 use crate::attached::Attached;
@@ -41,7 +42,10 @@ impl BoxManager {
         if let Decision::Deny(reason) = self.box_status(id)?.phase.decide(BoxRequest::Use) {
             return Err(refused(reason));
         }
-        let live = self.live(id).ok_or_else(|| refused("the pod sandbox is not ready"))?;
+        let live = self.reach(id).map_err(|reason| refused(&reason))?;
+        if !live.abilities.has(Ability::Ports) {
+            return Err(refused("its guest agent is of a version that does not forward ports"));
+        }
         match streams::open_port(live.machine.as_ref(), port).await {
             Ok(stream) => Ok(Box::new(PortConnection::new(stream, &self.shared.tasks, &self.shared.closing))),
             Err(error) => Err(RuntimeError::caused(ErrorKind::Unavailable, stage, box_object(id), error)),

@@ -126,7 +126,7 @@ impl SessionDriver {
     pub(super) async fn resume_ended(&mut self) -> Exists {
         let gone = match &*self.life.borrow() {
             BoxLife::Gone(obituary) => obituary.clone(),
-            BoxLife::Starting | BoxLife::Live(_) => return Exists::Yes,
+            BoxLife::Starting | BoxLife::Live(_) | BoxLife::Foreign(_) => return Exists::Yes,
         };
         self.box_gone(gone).await
     }

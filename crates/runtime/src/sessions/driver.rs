@@ -119,6 +119,8 @@ pub(crate) struct SessionDriver {
     pub(super) commands: mpsc::Receiver<SessionCommand>,
     pub(super) status: watch::Sender<SessionStatus>,
     pub(super) live: Option<Arc<LiveBox>>,
+    /// Why nothing can be asked of its box, although that runs.
+    pub(super) foreign: Option<String>,
     pub(super) log: Option<LogHandle>,
     pub(super) exit: Option<AbortOnDropHandle<ExitNews>>,
     pub(super) stopping: Option<Stopping>,
@@ -136,9 +138,10 @@ impl SessionDriver {
         commands: mpsc::Receiver<SessionCommand>,
         status: watch::Sender<SessionStatus>,
     ) -> Self {
-        let live = match &*life.borrow() {
-            BoxLife::Live(live) => Some(live.clone()),
-            BoxLife::Starting | BoxLife::Gone(_) => None,
+        let (live, foreign) = match &*life.borrow() {
+            BoxLife::Live(live) => (Some(live.clone()), None),
+            BoxLife::Foreign(foreign) => (None, Some(foreign.why.to_string())),
+            BoxLife::Starting | BoxLife::Gone(_) => (None, None),
         };
         Self {
             shared,
@@ -148,6 +151,7 @@ impl SessionDriver {
             commands,
             status,
             live,
+            foreign,
             log: None,
             exit: None,
             stopping: None,
@@ -183,7 +187,7 @@ impl SessionDriver {
     /// An exit that is known is told before the end of the VM that may have followed it; both come before
     /// requests, which must not go to a dead VM.
     async fn next_event(&mut self) -> Event {
-        let Self { exit, life, live, stopping, commands, shared, .. } = self;
+        let Self { exit, life, live, foreign, stopping, commands, shared, .. } = self;
         let exited = async {
             match exit {
                 Some(exit) => match exit.await {
@@ -196,13 +200,13 @@ impl SessionDriver {
             }
         };
         let gone = async {
-            if live.is_none() {
+            if live.is_none() && foreign.is_none() {
                 std::future::pending::<()>().await;
             }
             let seen = match life.wait_for(|life| matches!(life, BoxLife::Gone(_))).await.as_deref() {
                 Ok(BoxLife::Gone(obituary)) => Some(obituary.clone()),
                 // The box's driver has ended with the daemon.
-                Ok(BoxLife::Starting | BoxLife::Live(_)) | Err(_) => None,
+                Ok(BoxLife::Starting | BoxLife::Live(_) | BoxLife::Foreign(_)) | Err(_) => None,
             };
             match seen {
                 Some(obituary) => obituary,
@@ -226,6 +230,10 @@ impl SessionDriver {
     }
 
     async fn handle(&mut self, command: SessionCommand) -> Exists {
+        if let Some(reason) = &self.foreign {
+            refuse(command, self.error(ErrorKind::FailedPrecondition, FailedStage::Lookup, reason));
+            return Exists::Yes;
+        }
         match command {
             SessionCommand::Start(reply) => drop(reply.send(self.start().await)),
             SessionCommand::Stop { grace, reply } => self.stop(grace, reply).await,
@@ -245,18 +253,18 @@ impl SessionDriver {
     pub(super) fn refuse_queued(&mut self) {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
-            let gone = || self.error(ErrorKind::NotFound, FailedStage::Lookup, "it was removed");
             match command {
                 SessionCommand::Stop { reply, .. } | SessionCommand::Remove(reply) => {
                     drop(reply.send(Ok(())))
                 }
-                SessionCommand::Start(reply)
-                | SessionCommand::Signal(_, reply)
-                | SessionCommand::Update(_, reply)
-                | SessionCommand::ReopenLog(reply)
-                | SessionCommand::Resize { reply, .. } => drop(reply.send(Err(gone()))),
-                SessionCommand::TakeStreams(reply) | SessionCommand::Attach { reply, .. } => {
-                    drop(reply.send(Err(gone())))
+                SessionCommand::Start(_)
+                | SessionCommand::Signal(..)
+                | SessionCommand::Update(..)
+                | SessionCommand::ReopenLog(_)
+                | SessionCommand::Resize { .. }
+                | SessionCommand::TakeStreams(_)
+                | SessionCommand::Attach { .. } => {
+                    refuse(command, self.error(ErrorKind::NotFound, FailedStage::Lookup, "it was removed"));
                 }
             }
         }
@@ -446,7 +454,7 @@ impl SessionDriver {
     }
 
     pub(super) fn require_live(&self, stage: FailedStage) -> Result<Arc<LiveBox>, RuntimeError> {
-        let reason = "the pod sandbox is not ready";
+        let reason = self.foreign.as_deref().unwrap_or("the pod sandbox is not ready");
         self.live.clone().ok_or_else(|| self.error(ErrorKind::FailedPrecondition, stage, reason))
     }
 
@@ -496,5 +504,20 @@ impl SessionDriver {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> RuntimeError {
         RuntimeError::caused(kind, stage, self.object(), source)
+    }
+}
+
+fn refuse(command: SessionCommand, error: RuntimeError) {
+    match command {
+        SessionCommand::Start(reply)
+        | SessionCommand::Stop { reply, .. }
+        | SessionCommand::Remove(reply)
+        | SessionCommand::Signal(_, reply)
+        | SessionCommand::Update(_, reply)
+        | SessionCommand::ReopenLog(reply)
+        | SessionCommand::Resize { reply, .. } => drop(reply.send(Err(error))),
+        SessionCommand::TakeStreams(reply) | SessionCommand::Attach { reply, .. } => {
+            drop(reply.send(Err(error)));
+        }
     }
 }

@@ -171,7 +171,7 @@ impl SessionDriver {
     }
 
     pub(super) async fn box_gone(&mut self, obituary: Obituary) -> Exists {
-        self.live = None;
+        (self.live, self.foreign) = (None, None);
         self.exit = None;
         self.drain(GONE_DRAIN_LIMIT).await;
         let code = match obituary.cause {

@@ -288,6 +288,11 @@ impl World {
         self.store.commit(vec![change]).unwrap();
     }
 
+    /// A record as it is in the store.
+    pub fn record(&self, table: &'static str, key: &str) -> serde_json::Value {
+        serde_json::from_slice(&self.store.get(Table(table), key).unwrap().unwrap()).unwrap()
+    }
+
     fn look(&self) -> Vec<String> {
         let mut found = Vec::new();
         for directory in ["run/boxes", "state/boxes", "run/log-positions"] {

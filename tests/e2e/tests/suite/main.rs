@@ -5,9 +5,11 @@
 //!
 //! - `A3S_BOX_DIST`: the installed layout under test (default `target/dist`)
 //! - `A3S_BOX_BACKEND`: `qemu` (default) or `libkrun`
+//! - `A3S_BOX_OTHER_DIST`: the layout of another build, whose pod this one goes on with; without it that is not tried
 //! - `A3S_BOX_E2E_SHARED=1`: other daemons run on this machine; what they make is not held against this one
 //! - `TMPDIR`: where the run's state folder is made; removed unless a scenario failed
 
+mod across;
 mod bad_input;
 mod bad_machine;
 mod bad_registry;
@@ -139,6 +141,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     endurance::streams_end_in_every_order_and_lose_no_byte,
     endurance::pods_on_a_dual_stack_network_come_and_go,
     endurance::many_pods_come_and_go,
+    across::a_pod_outlives_the_build_that_started_it,
     suite::nothing_is_left_when_the_daemon_has_stopped,
 ];
 
