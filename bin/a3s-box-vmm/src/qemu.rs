@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::thread::CapabilitySet;
 
+use crate::clock::{self, Reading};
 use crate::jail::Opened;
 use crate::status::Status;
 use crate::{logs, privileges};
@@ -39,11 +40,13 @@ pub(crate) fn run(
     status: &Status,
 ) -> anyhow::Result<ExitCode> {
     let plan = &spec.plan;
+    let counter = Reading::now();
     // virtiofsd drops its bounding set by itself, and is killed by its own filter if it may not.
     privileges::keep_capabilities(privileges::FILE_SERVER | CapabilitySet::SETPCAP)?;
     privileges::filter_system_calls()?;
     let helpers = [("virtiofsd", virtiofsd(qemu)?), ("vhost-device-vsock", vsock(qemu)?)];
-    let cmdline = cmdline::compose(plan, &spec.hypervisor);
+    clock::serve_time()?;
+    let cmdline = cmdline::compose(plan, &spec.hypervisor, counter.speed_since());
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;
     logs::keep_short(opened.logs)?;
