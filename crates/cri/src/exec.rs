@@ -13,12 +13,12 @@ const MAX_OUTPUT: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 impl CriService {
     pub(crate) async fn exec_sync(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
         if request.cmd.first().is_none_or(String::is_empty) {
             return Err(InvalidRequest::missing("cmd").into());
         }
         // Zero means no limit: the command then lives as long as the container.
         let limit = Some(seconds(request.timeout, "timeout")?).filter(|limit| !limit.is_zero());
-        let id = self.session_id(request.container_id)?;
         let process = ProcessSpec { args: request.cmd, ..Default::default() };
         let output = self.boxes.exec_sync(&id, process, limit, MAX_OUTPUT).await?;
         let (stdout, stderr) = fit(output.stdout, output.stderr);

@@ -27,12 +27,13 @@ impl CriService {
         &self,
         request: proto::ExecRequest,
     ) -> Result<proto::ExecResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
         if request.cmd.first().is_none_or(String::is_empty) {
             return Err(InvalidRequest::missing("cmd").into());
         }
         let streams = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
         check_streams(streams, request.tty)?;
-        let container_id = self.running(request.container_id)?.to_string();
+        let container_id = self.running(&id)?;
         let exec = ExecRequest { container_id, command: request.cmd, tty: request.tty, streams };
         Ok(proto::ExecResponse { url: self.streams.exec(exec)? })
     }
@@ -41,9 +42,10 @@ impl CriService {
         &self,
         request: proto::AttachRequest,
     ) -> Result<proto::AttachResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
         let streams = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
         check_streams(streams, request.tty)?;
-        let container_id = self.running(request.container_id)?.to_string();
+        let container_id = self.running(&id)?;
         let attach = AttachRequest { container_id, tty: request.tty, streams };
         Ok(proto::AttachResponse { url: self.streams.attach(attach)? })
     }
@@ -52,6 +54,7 @@ impl CriService {
         &self,
         request: proto::PortForwardRequest,
     ) -> Result<proto::PortForwardResponse, CriError> {
+        let id = self.box_id(request.pod_sandbox_id)?;
         let port = |(index, port): (usize, &i32)| {
             u16::try_from(*port).ok().filter(|port| *port > 0).ok_or_else(|| {
                 InvalidRequest::new(
@@ -61,7 +64,6 @@ impl CriService {
             })
         };
         let ports = request.port.iter().enumerate().map(port).collect::<Result<_, _>>()?;
-        let id = self.box_id(request.pod_sandbox_id)?;
         if let Decision::Deny(reason) = self.boxes.box_status(&id)?.phase.decide(BoxRequest::Use) {
             return Err(CriError::NotRunning { object: format!("pod sandbox {}", id.short()), reason });
         }
@@ -69,14 +71,13 @@ impl CriService {
         Ok(proto::PortForwardResponse { url: self.streams.port_forward(forward)? })
     }
 
-    /// The container a client means, which must be running.
-    fn running(&self, id: String) -> Result<SessionId, CriError> {
-        let id = self.session_id(id)?;
-        match self.boxes.session_status(&id)?.phase.decide(SessionRequest::Exec) {
+    /// The id of a container, which must be running.
+    fn running(&self, id: &SessionId) -> Result<String, CriError> {
+        match self.boxes.session_status(id)?.phase.decide(SessionRequest::Exec) {
             Decision::Deny(reason) => {
                 Err(CriError::NotRunning { object: format!("container {}", id.short()), reason })
             }
-            Decision::Accept | Decision::AlreadyDone => Ok(id),
+            Decision::Accept | Decision::AlreadyDone => Ok(id.to_string()),
         }
     }
 }

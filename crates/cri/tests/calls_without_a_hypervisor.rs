@@ -103,6 +103,33 @@ async fn unknown_objects_are_not_found_by_status_and_gone_for_stop_and_remove() 
     served.stop().await;
 }
 
+/// They were told that their arguments were wrong, from which nobody learns that the object is gone.
+#[tokio::test]
+async fn an_unknown_object_is_not_found_whatever_else_is_wrong_with_the_call() {
+    let mut served = Served::start().await;
+    let runtime = &mut served.runtime;
+    let (pod_sandbox_id, container_id) = (UNKNOWN.to_owned(), UNKNOWN.to_owned());
+    let create = CreateContainerRequest {
+        pod_sandbox_id: pod_sandbox_id.clone(),
+        ..CreateContainerRequest::default()
+    };
+    let exec_sync = ExecSyncRequest { container_id: container_id.clone(), cmd: Vec::new(), timeout: -1 };
+    let exec = ExecRequest { container_id: container_id.clone(), ..ExecRequest::default() };
+    let attach = AttachRequest { container_id: container_id.clone(), ..AttachRequest::default() };
+    let forward = PortForwardRequest { pod_sandbox_id, port: vec![-1] };
+    for (call, outcome) in [
+        ("CreateContainer", runtime.create_container(create).await.map(drop)),
+        ("ExecSync", runtime.exec_sync(exec_sync).await.map(drop)),
+        ("Exec", runtime.exec(exec).await.map(drop)),
+        ("Attach", runtime.attach(attach).await.map(drop)),
+        ("PortForward", runtime.port_forward(forward).await.map(drop)),
+    ] {
+        assert_eq!(outcome.unwrap_err().code(), Code::NotFound, "{call}");
+    }
+    runtime.stop_container(StopContainerRequest { container_id, timeout: -1 }).await.unwrap();
+    served.stop().await;
+}
+
 #[tokio::test]
 async fn an_empty_id_is_refused_and_never_taken_for_a_prefix() {
     let mut served = Served::start().await;

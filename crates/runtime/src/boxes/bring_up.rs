@@ -31,6 +31,7 @@ use a3s_box_protocol::proto::Ready;
 use a3s_box_vmm::error::MachineError;
 use a3s_box_vmm::{BoxPlan, Machine};
 
+use super::contact::Contact;
 use super::live::{LiveBox, last_words};
 use super::plan::{configuration, nics, plan};
 use super::release::{end_vm, object, release};
@@ -220,6 +221,7 @@ impl Prepared {
         work.record.timeline.sort_by_key(|stage| stage.at);
         let live = Arc::new(LiveBox {
             agent: Agent::new(machine.clone(), work.shared.config.call_limit),
+            contact: Contact::of(&work.record.dir, work.shared.config.lost_after).await,
             facts: BoxFacts::of(&work.record),
             network: work.record.network.clone(),
             machine,

@@ -7,6 +7,7 @@ use a3s_box_core::lifecycle::StopCause;
 use a3s_box_core::network::PodNetwork;
 use a3s_box_vmm::{GuestFault, Machine, MachineExit};
 
+use super::contact::Contact;
 use crate::agent_client::Agent;
 use crate::sessions::BoxFacts;
 use crate::text::{MESSAGE_LIMIT, printable};
@@ -18,6 +19,7 @@ const WORDS_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) struct LiveBox {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) agent: Agent,
+    pub(crate) contact: Contact,
     pub(crate) facts: BoxFacts,
     pub(crate) network: Option<PodNetwork>,
 }
