@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::convert::InvalidRequest;
 use crate::error::CriError;
+use crate::exec::check_command;
 use crate::proto;
 use crate::service::CriService;
 
@@ -28,9 +29,7 @@ impl CriService {
         request: proto::ExecRequest,
     ) -> Result<proto::ExecResponse, CriError> {
         let id = self.session_id(request.container_id)?;
-        if request.cmd.first().is_none_or(String::is_empty) {
-            return Err(InvalidRequest::missing("cmd").into());
-        }
+        check_command(&request.cmd)?;
         let streams = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
         check_streams(streams, request.tty)?;
         let container_id = self.running(&id)?;
@@ -55,15 +54,7 @@ impl CriService {
         request: proto::PortForwardRequest,
     ) -> Result<proto::PortForwardResponse, CriError> {
         let id = self.box_id(request.pod_sandbox_id)?;
-        let port = |(index, port): (usize, &i32)| {
-            u16::try_from(*port).ok().filter(|port| *port > 0).ok_or_else(|| {
-                InvalidRequest::new(
-                    format!("port[{index}]"),
-                    format!("{port} is not a port; give 1 to 65535"),
-                )
-            })
-        };
-        let ports = request.port.iter().enumerate().map(port).collect::<Result<_, _>>()?;
+        let ports = ports(&request.port)?;
         if let Decision::Deny(reason) = self.boxes.box_status(&id)?.phase.decide(BoxRequest::Use) {
             return Err(CriError::NotRunning { object: format!("pod sandbox {}", id.short()), reason });
         }
@@ -80,6 +71,16 @@ impl CriService {
             Decision::Accept | Decision::AlreadyDone => Ok(id.to_string()),
         }
     }
+}
+
+fn ports(given: &[i32]) -> Result<Vec<u16>, InvalidRequest> {
+    let port = |(index, port): (usize, &i32)| {
+        u16::try_from(*port).ok().filter(|port| *port > 0).ok_or_else(|| {
+            let problem = format!("{port} is not a port; give 1 to 65535");
+            InvalidRequest::new(format!("port[{index}]"), problem)
+        })
+    };
+    given.iter().enumerate().map(port).collect()
 }
 
 fn check_streams(streams: Wanted, tty: bool) -> Result<(), InvalidRequest> {
@@ -219,6 +220,15 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_are_none_are_named_by_their_place() {
+        assert_eq!(ports(&[80, 65_535]), Ok(vec![80, 65_535]));
+        assert_eq!(ports(&[]), Ok(Vec::new()));
+        for bad in [0, -1, 70_000] {
+            assert_eq!(ports(&[80, bad]).unwrap_err().field, "port[1]", "{bad}");
+        }
+    }
 
     #[test]
     fn a_client_brings_some_stream_and_a_terminal_has_one_output() {

@@ -278,29 +278,3 @@ async fn statistics_of_an_unknown_pod_are_not_found() {
     assert_eq!(code(served.runtime.pod_sandbox_stats(ask("")).await), Code::InvalidArgument);
     served.stop().await;
 }
-
-#[tokio::test]
-async fn streaming_calls_refuse_what_cannot_be_streamed() {
-    let mut served = Served::start().await;
-    let runtime = &mut served.runtime;
-    let exec = |container_id: &str| ExecRequest {
-        container_id: container_id.to_owned(),
-        cmd: vec!["sh".to_owned()],
-        stdout: true,
-        ..Default::default()
-    };
-    assert_eq!(runtime.exec(exec(UNKNOWN)).await.unwrap_err().code(), Code::NotFound);
-    let error = runtime.exec(ExecRequest { cmd: vec![], ..exec(UNKNOWN) }).await.unwrap_err();
-    assert!(error.code() == Code::InvalidArgument && error.message().contains("cmd"), "{error}");
-    let both = ExecRequest { tty: true, stderr: true, ..exec(UNKNOWN) };
-    let error = runtime.exec(both).await.unwrap_err();
-    assert!(error.code() == Code::InvalidArgument && error.message().contains("stderr"), "{error}");
-    let attach = AttachRequest { container_id: UNKNOWN.to_owned(), ..Default::default() };
-    assert_eq!(runtime.attach(attach).await.unwrap_err().code(), Code::InvalidArgument);
-    let forward = PortForwardRequest { pod_sandbox_id: UNKNOWN.to_owned(), port: vec![80, 70_000] };
-    let error = runtime.port_forward(forward).await.unwrap_err();
-    assert!(error.code() == Code::InvalidArgument && error.message().contains("port[1]"), "{error}");
-    let forward = PortForwardRequest { pod_sandbox_id: UNKNOWN.to_owned(), port: vec![] };
-    assert_eq!(runtime.port_forward(forward).await.unwrap_err().code(), Code::NotFound);
-    served.stop().await;
-}

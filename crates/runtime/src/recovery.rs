@@ -183,7 +183,8 @@ type Waiting = (SessionId, oneshot::Sender<Option<SessionState>>);
 
 /// Tells the sessions of a box that was taken up how they are. Until then requests to them wait, and nobody else's.
 async fn catch_up(shared: Arc<Shared>, boxed: Arc<BoxEntry>, live: Arc<LiveBox>, waiting: Vec<Waiting>) {
-    let listing = tokio::time::timeout(LIST_LIMIT, live.contact.ask(live.agent.list_sessions()));
+    let limit = live.contact.patience(LIST_LIMIT);
+    let listing = tokio::time::timeout(limit, live.contact.ask(live.agent.list_sessions()));
     let (listed, ()) = tokio::join!(listing, resume_network(&shared, &boxed.id));
     let id = &boxed.id;
     match listed {

@@ -21,6 +21,9 @@ use crate::agent_client::{Agent, AgentError};
 /// In the run directory of a box: milliseconds, in digits.
 const FILE: &str = "unanswered";
 
+/// Whatever was counted before: an agent that is well answers within milliseconds.
+const LAST_CHANCE: Duration = Duration::from_secs(2);
+
 /// How often the count is written while an answer is waited for.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,11 @@ impl Contact {
     /// Whether the last that is known is that it did not answer.
     pub(crate) fn is_doubtful(&self) -> bool {
         !self.unanswered().is_zero()
+    }
+
+    /// How long an agent that may be lost already is still waited for, at most so long.
+    pub(crate) fn patience(&self, most: Duration) -> Duration {
+        self.limit.saturating_sub(self.unanswered()).clamp(LAST_CHANCE.min(most), most)
     }
 
     /// Asks until there is an answer, of whatever kind.
@@ -155,6 +163,7 @@ mod tests {
         }
         let contact = Contact::of(dir.path(), LIMIT).await;
         assert!(contact.unanswered() >= Duration::from_secs(15), "{:?}", contact.unanswered());
+        assert!(contact.patience(Duration::from_secs(60)) <= Duration::from_secs(15));
         contact.ask(std::future::ready(lost())).await.unwrap_err();
         assert!(contact.is_doubtful());
         contact.ask(std::future::ready(Ok(()))).await.unwrap();
