@@ -14,6 +14,7 @@ macro_rules! say {
 }
 
 pub mod boot;
+pub mod clock;
 pub mod control;
 pub mod netlink;
 pub mod paths;

@@ -4,7 +4,7 @@
 //! Layouts: include/uapi/linux/netlink.h, rtnetlink.h, if_link.h and if_addr.h.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use a3s_box_protocol::proto::{IpNetwork, NetworkInterface};
@@ -61,6 +61,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
@@ -243,9 +244,22 @@ fn family(ip: IpAddr) -> u8 {
 fn add_address(index: u32, ip: IpAddr, prefix: u8) -> Message {
     let mut body = [family(ip), prefix, IFA_F_NODAD, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
     body[4..8].copy_from_slice(&index.to_ne_bytes());
-    Message::new(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &body)
+    let message = Message::new(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &body)
         .ip(IFA_LOCAL, ip)
-        .ip(IFA_ADDRESS, ip)
+        .ip(IFA_ADDRESS, ip);
+    match broadcast(ip, prefix) {
+        Some(broadcast) => message.ip(IFA_BROADCAST, broadcast),
+        None => message,
+    }
+}
+
+/// The address of all hosts of a network: the kernel does not work it out. Networks of one or two hosts have none (RFC
+/// 3021), and IPv6 knows none.
+fn broadcast(ip: IpAddr, prefix: u8) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) if prefix < 31 => Some(Ipv4Addr::from(u32::from(ip) | u32::MAX >> prefix).into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
 }
 
 fn add_route(index: u32, (destination, prefix): (IpAddr, u8), gateway: Option<IpAddr>) -> Message {
@@ -372,6 +386,16 @@ mod tests {
         assert!(parse(&network(&[10, 0, 0], 8)).is_none());
         assert_eq!(parse(&network(&[10, 0, 0, 1], 8)), Some((IpAddr::from([10, 0, 0, 1]), 8)));
         assert!(parse(&network(&[0; 16], 128)).is_some());
+    }
+
+    #[test]
+    fn networks_of_more_than_two_hosts_have_a_broadcast_address() {
+        let of = |prefix| broadcast(IpAddr::from([10, 88, 5, 6]), prefix).map(|ip| ip.to_string());
+        assert_eq!(of(0).as_deref(), Some("255.255.255.255"));
+        assert_eq!(of(16).as_deref(), Some("10.88.255.255"));
+        assert_eq!(of(30).as_deref(), Some("10.88.5.7"));
+        assert_eq!((of(31), of(32)), (None, None));
+        assert_eq!(broadcast(IpAddr::from([0; 16]), 64), None);
     }
 
     #[test]

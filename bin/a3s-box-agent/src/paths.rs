@@ -27,6 +27,9 @@ pub const ROOTFS: &str = "/run/a3s/rootfs";
 /// The cgroup above all sessions.
 pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";
 
+/// The groups whose members may open ping sockets.
+pub const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
+
 /// The directories of one session on the scratch disk.
 pub fn session_dir(id: &str) -> PathBuf {
     Path::new(SESSIONS).join(id)

@@ -39,7 +39,11 @@ impl Agent for Service {
     ) -> Answer<ConfigureSandboxResponse> {
         let request = request.into_inner();
         if let Some(users) = &request.user_namespace {
-            self.table.map_users(users, &request.interfaces).await.map_err(|e| status(&e))?;
+            let ping_groups = sandbox::ping_groups(&request);
+            self.table.map_users(users, &request.interfaces, ping_groups).await.map_err(|e| status(&e))?;
+        }
+        if let Some(user) = request.init_user {
+            self.table.set_init_user(user);
         }
         sandbox::configure(&request).map_err(|e| sandbox_status(&e))?;
         Ok(Response::new(ConfigureSandboxResponse {}))
@@ -103,7 +107,7 @@ impl Agent for Service {
 
     async fn signal_exec(&self, request: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
         let request = request.into_inner();
-        self.table.signal_exec(&request.exec_id, request.signal).map_err(|e| status(&e))?;
+        self.table.signal_exec(&request.exec_id, request.signal, request.all).map_err(|e| status(&e))?;
         Ok(Response::new(SignalExecResponse {}))
     }
 

@@ -4,10 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use a3s_box_protocol::proto::ConfigureSandboxRequest;
-use rustix::mount::MountFlags;
 use rustix::time::{ClockId, Timespec};
 use thiserror::Error;
 
+use crate::boot::mounts::SHM_FLAGS;
 use crate::netlink::{self, NetlinkError};
 use crate::{paths, reaper};
 
@@ -67,13 +67,25 @@ pub fn configure(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> 
     }
     let size = if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes };
     let options = std::ffi::CString::new(format!("size={size}")).map_err(|e| SandboxError::Shm(e.into()))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount_remount(paths::SHM, flags, &*options).map_err(|e| SandboxError::Shm(e.into()))?;
+    rustix::mount::mount_remount(paths::SHM, SHM_FLAGS, &*options)
+        .map_err(|e| SandboxError::Shm(e.into()))?;
     for interface in &request.interfaces {
         netlink::configure(interface)?;
     }
-    // Last, so that parameters of an interface find it.
-    request.sysctls.iter().try_for_each(|(key, value)| set_sysctl(key, value))
+    // Last, so that parameters of an interface find it. One whose numbers are the pod's own was set where they are.
+    let elsewhere = |key: &str| request.user_namespace.is_some() && is_ping_groups(key);
+    let mut ours = request.sysctls.iter().filter(|(key, _)| !elsewhere(key));
+    ours.try_for_each(|(key, value)| set_sysctl(key, value))
+}
+
+/// The groups that may ping, if the request says which: the one parameter of a network that holds numbers of groups. Who
+/// writes it decides whose numbers they are.
+pub fn ping_groups(request: &ConfigureSandboxRequest) -> Option<&str> {
+    request.sysctls.iter().find(|(key, _)| is_ping_groups(key)).map(|(_, value)| value.as_str())
+}
+
+fn is_ping_groups(key: &str) -> bool {
+    sysctl_path(key).as_deref() == Some(paths::PING_GROUPS)
 }
 
 fn set_sysctl(key: &str, value: &str) -> Result<(), SandboxError> {

@@ -46,9 +46,13 @@ fn a_nic_gets_its_name_addresses_and_routes_and_a_repetition_changes_nothing() {
     for _ in 0..2 {
         netlink::configure(&interface).unwrap();
         let addresses = ip(&["addr", "show", "eth0"]);
-        for expected in
-            ["link/ether 02:00:00:00:00:07", "mtu 1400", "UP", "inet 10.88.0.5/16", "inet6 fd00::5/64"]
-        {
+        for expected in [
+            "link/ether 02:00:00:00:00:07",
+            "mtu 1400",
+            "UP",
+            "inet 10.88.0.5/16 brd 10.88.255.255",
+            "inet6 fd00::5/64",
+        ] {
             assert!(addresses.contains(expected), "{expected}: {addresses}");
         }
         assert!(!addresses.contains("inet6 fd00::5/64 scope global tentative"), "{addresses}");

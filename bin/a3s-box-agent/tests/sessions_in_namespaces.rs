@@ -10,8 +10,7 @@ use a3s_box_agent::paths;
 use a3s_box_agent::session::SessionError;
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{
-    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, IdRange, Mount, PidMode, Resources, Rlimit,
-    Rootfs, User, UserNamespace, mount,
+    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, Mount, Resources, Rlimit, Rootfs, User, mount,
 };
 use common::{image, in_a_box, process, session, shell, volume};
 use tokio::io::AsyncWriteExt;
@@ -271,6 +270,33 @@ fn mount_points_cannot_lead_out_of_the_root() {
     });
 }
 
+/// Mounts were made in the order of the request: `/data/sub` before `/data` was hidden by it, and the container saw an
+/// empty directory of the outer volume in its place.
+#[test]
+fn a_mount_below_another_is_seen_whatever_their_order() {
+    in_a_box(|b| async move {
+        for name in ["outer", "inner"] {
+            let volume = Path::new(paths::VOLUMES).join(name);
+            fs::create_dir(&volume).unwrap();
+            fs::write(volume.join("who"), name).unwrap();
+        }
+        let script = "cat /data/who /data/sub/who /run/who /run/sub/who";
+        let mut request = shell("nested", script);
+        request.mounts.extend([
+            volume("inner", "/data/sub"),
+            volume("outer", "/data"),
+            volume("inner", "/run/./sub"),
+            volume("outer", "/run"),
+        ]);
+        let seen = b.run(request).await;
+        assert_eq!((seen.stdout.as_str(), seen.stderr.as_str()), ("outerinnerouterinner", ""));
+        // Of two at one place the later one is seen.
+        let mut request = shell("twice", "cat /data/who");
+        request.mounts.extend([volume("outer", "/data"), volume("inner", "/data")]);
+        assert_eq!(b.run(request).await.stdout, "inner");
+    });
+}
+
 #[test]
 fn an_exec_joins_and_says_how_it_ended() {
     in_a_box(|b| async move {
@@ -305,6 +331,34 @@ fn an_exec_joins_and_says_how_it_ended() {
         assert_eq!(b.table.wait("host").await.unwrap().exit.code, 3);
         assert!(matches!(b.table.signal("host", libc::SIGTERM, false), Err(SessionError::Ended(_))));
         b.table.delete("host").await.unwrap();
+    });
+}
+
+/// A probe that ran into its limit left what its shell had started, once more with every probe.
+#[test]
+fn who_is_killed_takes_along_what_it_has_started() {
+    in_a_box(|b| async move {
+        b.table.create(session("probed", &["sleep", "1000"])).await.unwrap();
+        b.table.start("probed").await.unwrap();
+        let script = "sleep 2001 & setsid sleep 2002 & (sleep 2003 & sleep 2004; true); true";
+        let request = ExecRequest {
+            session_id: "probed".into(),
+            exec_id: "probe".into(),
+            process: Some(process(&["sh", "-c", script])),
+            stdin: false,
+        };
+        b.table.start_exec(request).await.unwrap();
+        let running = async |exec: &str| b.exec("probed", exec, process(&["ps"])).await.stdout;
+        while running("look").await.matches("sleep 200").count() < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        b.table.signal_exec("probe", libc::SIGKILL, true).unwrap();
+        let (exit, _) = b.table.wait_exec("probe").await.unwrap();
+        assert_eq!(exit.signal, libc::SIGKILL);
+        b.table.signal_exec("probe", libc::SIGKILL, true).ok();
+        let left = running("look again").await;
+        assert!(!left.contains("sleep 200") && left.contains("sleep 1000"), "{left}");
+        b.table.delete("probed").await.unwrap();
     });
 }
 
@@ -375,85 +429,6 @@ fn a_terminal_is_the_sessions_own() {
         let (_, accept) = b.open("tty", "", Kind::Stderr, 0).await;
         assert_eq!(accept.error, "the process has no Stderr stream");
         b.table.delete("tty").await.unwrap();
-    });
-}
-
-#[test]
-fn pid_namespaces_are_shared_as_asked() {
-    in_a_box(|b| async move {
-        let pod = |id: &str, script: &str| {
-            let mut request = shell(id, script);
-            request.set_pid_mode(PidMode::Pod);
-            request
-        };
-        // A child that outlives the first process is killed with the session.
-        b.table.create(pod("first", "sleep 1000 & sleep 0.2")).await.unwrap();
-        b.table.start("first").await.unwrap();
-        let second = b.run(pod("second", "ps; ls /proc/1/root 2>&1")).await;
-        assert!(second.stdout.contains("a3s-pause") && second.stdout.contains("sleep 1000"), "{second:?}");
-        assert!(second.stdout.contains("Permission denied"), "{second:?}");
-        b.table.wait("first").await.unwrap();
-        b.table.delete("first").await.unwrap();
-
-        b.table.create(session("target", &["sleep", "1000"])).await.unwrap();
-        b.table.start("target").await.unwrap();
-        let mut request = session("debug", &["ps"]);
-        request.set_pid_mode(PidMode::Target);
-        request.target_session_id = "target".into();
-        let seen = b.run(request).await;
-        assert!(
-            seen.stdout.contains("1 0        0:00 sleep 1000") || seen.stdout.contains("sleep 1000"),
-            "{seen:?}"
-        );
-        b.table.delete("target").await.unwrap();
-    });
-}
-
-#[test]
-fn users_are_those_of_the_pods_user_namespace() {
-    in_a_box(|b| async move {
-        let range = |start| Some(IdRange { start, count: 65_536 });
-        let mapping = |start| UserNamespace { uids: range(start), gids: range(start) };
-        b.table.map_users(&mapping(65_536), &[]).await.unwrap();
-        b.table.map_users(&mapping(65_536), &[]).await.unwrap();
-        let other = b.table.map_users(&mapping(1_000_000), &[]).await;
-        assert!(matches!(other, Err(SessionError::OtherUsers)), "{other:?}");
-
-        let script = "cat /proc/self/uid_map; id -u; echo x > /made; ls -nd / /dev /made /bin; \
-            ls -A /work/dir; ls -l /proc/self/ns/user; echo x > /said; sleep 1000";
-        let mut request = shell("main", script);
-        request.process.get_or_insert_default().cwd = "/work/dir".to_owned();
-        b.table.create(request).await.unwrap();
-        b.table.start("main").await.unwrap();
-        let script = "id -u; pwd; echo y > /work/dir/of-root; until test -e /said; do sleep 0.05; done";
-        let exec = b.exec("main", "e1", process(&["sh", "-c", script])).await;
-        assert_eq!((exec.code, exec.stdout.as_str(), exec.stderr.as_str()), (0, "0\n/\n", ""));
-        let pid = b.table.session("main").unwrap().live().unwrap().pid.as_raw_pid();
-        let outside = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        assert!(outside.contains("Uid:\t65536\t65536\t65536\t65536"), "{outside}");
-        b.table.signal("main", 9, true).unwrap();
-        b.table.wait("main").await.unwrap();
-        let seen = b.read("main", "", Kind::Stdout).await;
-        let lines: Vec<&str> = seen.lines().collect();
-        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["0", "65536", "65536"]);
-        assert_eq!(lines[1], "0");
-        let owners: Vec<(&str, &str)> = lines[2..6]
-            .iter()
-            .map(|line| {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                (words[2], words[words.len() - 1])
-            })
-            .collect();
-        // The volume is the test's own root's, and is not mapped here.
-        let expected = [("0", "/"), ("65534", "/bin"), ("0", "/dev"), ("0", "/made")];
-        assert!(expected.iter().all(|one| owners.contains(one)), "{seen}");
-        b.table.delete("main").await.unwrap();
-
-        let mut beyond = session("beyond", &["true"]);
-        let user = User { user: "70000".to_owned(), ..User::default() };
-        beyond.process.get_or_insert_default().user = Some(user);
-        let error = b.table.create(beyond).await.unwrap_err().to_string();
-        assert_eq!(error, "user 70000 is not in the pod's user namespace, which has 0 to 65535");
     });
 }
 

@@ -9,14 +9,14 @@ use std::io;
 use std::os::fd::IntoRawFd;
 use std::process::ExitCode;
 
-use a3s_box_protocol::{READY_PORT, SHARE_TAG};
+use a3s_box_protocol::{READY_PORT, SHARE_TAG, TIME_PORT};
 use a3s_box_vmm::launch::{LaunchSpec, jail, socket_name};
 use a3s_box_vmm::{BoxPlan, PlanNic, cmdline};
 use anyhow::{Context, bail};
 
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{logs, panics, privileges};
+use crate::{clock, logs, panics, privileges};
 
 const ELF: u32 = 1;
 const RAW: u32 = 0;
@@ -41,7 +41,7 @@ pub(crate) fn run(spec: &LaunchSpec, opened: Opened, status: &Status) -> anyhow:
     privileges::filter_system_calls()?;
     logs::keep_short(opened.logs)?;
     let context = Machine::new()?;
-    context.machine(plan, &cmdline::compose(plan, &spec.hypervisor))?;
+    context.machine(plan, &cmdline::compose(plan, &spec.hypervisor, None))?;
     context.console(opened.console.into_raw_fd())?;
     context.share()?;
     if !spec.trial {
@@ -52,6 +52,7 @@ pub(crate) fn run(spec: &LaunchSpec, opened: Opened, status: &Status) -> anyhow:
         context.nic(nic)?;
     }
     panics::end_the_process();
+    clock::serve_time()?;
     status.up()?;
     context.enter()
 }
@@ -114,8 +115,9 @@ impl Machine {
     fn sockets(&self, plan: &BoxPlan) -> anyhow::Result<()> {
         check("drop the implicit vsock", krun::krun_disable_implicit_vsock(self.0))?;
         check("add vsock", krun::krun_add_vsock(self.0, NO_TSI))?;
-        // The host listens for Ready; on the others libkrun listens for the host.
+        // The host listens for Ready and for questions of time; on the others libkrun listens for the host.
         self.socket(READY_PORT, false)?;
+        self.socket(TIME_PORT, false)?;
         for port in plan.host_dials() {
             self.socket(port, true)?;
         }

@@ -3,6 +3,7 @@
 //! `a3s-box-vmm run PLAN` is started by the daemon with its status pipe as standard output and the box's log as
 //! standard error. It outlives the daemon. See `a3s_box_vmm::launch` for the sequence.
 
+mod clock;
 mod counts;
 mod file_server;
 mod jail;

@@ -17,6 +17,7 @@ use a3s_box_vmm::{BoxPlan, cmdline};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use crate::clock::{self, Reading};
 use crate::jail::Opened;
 use crate::status::Status;
 use crate::{file_server, logs, privileges, vsock};
@@ -35,11 +36,13 @@ pub(crate) fn run(
     status: &Status,
 ) -> anyhow::Result<ExitCode> {
     let plan = &spec.plan;
+    let counter = Reading::now();
     privileges::keep_capabilities(privileges::FILE_SERVER)?;
     privileges::filter_system_calls()?;
     let requests = opened.requests.context("have a file for the counts of requests")?;
     let helpers = [("the file server", serve_files(requests)?), ("the vsock device", vsock(plan, qemu)?)];
-    let cmdline = cmdline::compose(plan, &spec.hypervisor);
+    clock::serve_time()?;
+    let cmdline = cmdline::compose(plan, &spec.hypervisor, counter.speed_since());
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;
     logs::keep_short(opened.logs)?;

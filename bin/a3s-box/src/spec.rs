@@ -61,7 +61,13 @@ impl Volume {
         let path = std::fs::canonicalize(&self.source)
             .with_context(|| format!("cannot use the volume source {}", self.source.display()))?;
         Ok(MountSpec {
-            source: MountSource::Host { path, propagate: false, recursive_readonly: false, id_mapped: None },
+            // A user who says `ro` means all that is seen below DST, as with docker.
+            source: MountSource::Host {
+                path,
+                propagate: false,
+                recursive_readonly: self.readonly,
+                id_mapped: None,
+            },
             target: self.target.clone(),
             readonly: self.readonly,
             options: Vec::new(),
@@ -283,7 +289,7 @@ mod tests {
         let source = MountSource::Host {
             path: dir.path().canonicalize().unwrap(),
             propagate: false,
-            recursive_readonly: false,
+            recursive_readonly: true,
             id_mapped: None,
         };
         assert_eq!(
@@ -292,6 +298,18 @@ mod tests {
         );
         let missing = Volume::parse("/nonexistent/x:/data").unwrap().mount().unwrap_err();
         assert_eq!(missing.to_string(), "cannot use the volume source /nonexistent/x");
+    }
+
+    /// `-v /:/host:ro` left everything writable that the host has mounted below `/`.
+    #[test]
+    fn a_volume_is_read_only_with_all_that_is_mounted_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for (suffix, expected) in [(":ro", true), (":rw", false), ("", false)] {
+            let text = format!("{}:/data{suffix}", dir.path().display());
+            let mount = Volume::parse(&text).unwrap().mount().unwrap();
+            let MountSource::Host { recursive_readonly, .. } = mount.source else { panic!("{mount:?}") };
+            assert_eq!((mount.readonly, recursive_readonly), (expected, expected), "{text}");
+        }
     }
 
     #[test]

@@ -58,6 +58,18 @@ pub struct BoxSpec {
     /// The user namespace of its sessions; without one they have the guest's users.
     #[serde(default)]
     pub user_namespace: Option<UserNamespace>,
+    /// As whom process 1 of the processes that its sessions share runs; `None` means nobody in particular.
+    #[serde(default)]
+    pub init_user: Option<InitUser>,
+}
+
+/// A user by number, as the pod's sessions know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitUser {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 /// Which ids the users of a user namespace have outside of it: user_namespaces(7).

@@ -26,10 +26,10 @@ impl CriService {
         &self,
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, CriError> {
+        let box_id = self.box_id(request.pod_sandbox_id)?;
         let config = required(request.config, "config")?;
         let image_name = image_of(&config)?;
         check_privileged(&config, request.sandbox_config.as_ref())?;
-        let box_id = self.box_id(request.pod_sandbox_id)?;
         // Its files stay while it is held, even if somebody removes the image before they are attached.
         let held = self.images.hold(&image_name)?;
         let image = held.image.clone();
@@ -65,9 +65,9 @@ impl CriService {
         &self,
         request: StopContainerRequest,
     ) -> Result<StopContainerResponse, CriError> {
-        let grace = seconds(request.timeout, "timeout")?;
         let stop = async {
             let id = self.session_id(request.container_id)?;
+            let grace = seconds(request.timeout, "timeout")?;
             Ok(self.boxes.stop_session(&id, grace).await?)
         };
         gone_is_success(stop.await)?;

@@ -33,7 +33,8 @@ impl CriService {
         events.take_until(self.stopping.clone().cancelled_owned())
     }
 
-    /// The statuses are those of now: they show the event, and perhaps later ones. What is gone has none.
+    /// The statuses are those of now: they show the event, and perhaps later ones. A pod that is gone is shown as it was
+    /// at the event, by which listeners know whose it is; containers that are gone are not shown.
     fn event(&self, event: &Event) -> ContainerEventResponse {
         let (container_id, boxed) = match &event.subject {
             Subject::Box(id) => (id.to_string(), id),
@@ -49,7 +50,10 @@ impl CriService {
             container_id,
             container_event_type: kind.into(),
             created_at: event.at_ns,
-            pod_sandbox_status: self.boxes.box_status(boxed).ok().map(|state| status::sandbox_status(&state)),
+            pod_sandbox_status: Some(match self.boxes.box_status(boxed) {
+                Ok(state) => status::sandbox_status(&state),
+                Err(_) => status::sandbox_status(&event.boxed),
+            }),
             containers_statuses: self.container_statuses(boxed),
         }
     }

@@ -13,12 +13,10 @@ const MAX_OUTPUT: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 impl CriService {
     pub(crate) async fn exec_sync(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse, CriError> {
-        if request.cmd.first().is_none_or(String::is_empty) {
-            return Err(InvalidRequest::missing("cmd").into());
-        }
+        let id = self.session_id(request.container_id)?;
+        check_command(&request.cmd)?;
         // Zero means no limit: the command then lives as long as the container.
         let limit = Some(seconds(request.timeout, "timeout")?).filter(|limit| !limit.is_zero());
-        let id = self.session_id(request.container_id)?;
         let process = ProcessSpec { args: request.cmd, ..Default::default() };
         let output = self.boxes.exec_sync(&id, process, limit, MAX_OUTPUT).await?;
         let (stdout, stderr) = fit(output.stdout, output.stderr);
@@ -27,6 +25,14 @@ impl CriService {
         }
         Ok(ExecSyncResponse { stdout, stderr, exit_code: output.exit_code })
     }
+}
+
+/// A command has a program at least.
+pub(crate) fn check_command(command: &[String]) -> Result<(), InvalidRequest> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(InvalidRequest::missing("cmd"));
+    }
+    Ok(())
 }
 
 /// Both outputs together within the bound.
@@ -39,6 +45,14 @@ fn fit(mut stdout: Vec<u8>, mut stderr: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_without_a_program_is_missing() {
+        for command in [&[][..], &["".to_owned()]] {
+            assert_eq!(check_command(command).unwrap_err().field, "cmd");
+        }
+        assert!(check_command(&["sh".to_owned()]).is_ok());
+    }
 
     #[test]
     fn both_outputs_together_fit_into_one_message() {

@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::convert::InvalidRequest;
 use crate::error::CriError;
+use crate::exec::check_command;
 use crate::proto;
 use crate::service::CriService;
 
@@ -27,12 +28,11 @@ impl CriService {
         &self,
         request: proto::ExecRequest,
     ) -> Result<proto::ExecResponse, CriError> {
-        if request.cmd.first().is_none_or(String::is_empty) {
-            return Err(InvalidRequest::missing("cmd").into());
-        }
+        let id = self.session_id(request.container_id)?;
+        check_command(&request.cmd)?;
         let streams = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
         check_streams(streams, request.tty)?;
-        let container_id = self.running(request.container_id)?.to_string();
+        let container_id = self.running(&id)?;
         let exec = ExecRequest { container_id, command: request.cmd, tty: request.tty, streams };
         Ok(proto::ExecResponse { url: self.streams.exec(exec)? })
     }
@@ -41,9 +41,10 @@ impl CriService {
         &self,
         request: proto::AttachRequest,
     ) -> Result<proto::AttachResponse, CriError> {
+        let id = self.session_id(request.container_id)?;
         let streams = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
         check_streams(streams, request.tty)?;
-        let container_id = self.running(request.container_id)?.to_string();
+        let container_id = self.running(&id)?;
         let attach = AttachRequest { container_id, tty: request.tty, streams };
         Ok(proto::AttachResponse { url: self.streams.attach(attach)? })
     }
@@ -52,16 +53,8 @@ impl CriService {
         &self,
         request: proto::PortForwardRequest,
     ) -> Result<proto::PortForwardResponse, CriError> {
-        let port = |(index, port): (usize, &i32)| {
-            u16::try_from(*port).ok().filter(|port| *port > 0).ok_or_else(|| {
-                InvalidRequest::new(
-                    format!("port[{index}]"),
-                    format!("{port} is not a port; give 1 to 65535"),
-                )
-            })
-        };
-        let ports = request.port.iter().enumerate().map(port).collect::<Result<_, _>>()?;
         let id = self.box_id(request.pod_sandbox_id)?;
+        let ports = ports(&request.port)?;
         if let Decision::Deny(reason) = self.boxes.box_status(&id)?.phase.decide(BoxRequest::Use) {
             return Err(CriError::NotRunning { object: format!("pod sandbox {}", id.short()), reason });
         }
@@ -69,16 +62,25 @@ impl CriService {
         Ok(proto::PortForwardResponse { url: self.streams.port_forward(forward)? })
     }
 
-    /// The container a client means, which must be running.
-    fn running(&self, id: String) -> Result<SessionId, CriError> {
-        let id = self.session_id(id)?;
-        match self.boxes.session_status(&id)?.phase.decide(SessionRequest::Exec) {
+    /// The id of a container, which must be running.
+    fn running(&self, id: &SessionId) -> Result<String, CriError> {
+        match self.boxes.session_status(id)?.phase.decide(SessionRequest::Exec) {
             Decision::Deny(reason) => {
                 Err(CriError::NotRunning { object: format!("container {}", id.short()), reason })
             }
-            Decision::Accept | Decision::AlreadyDone => Ok(id),
+            Decision::Accept | Decision::AlreadyDone => Ok(id.to_string()),
         }
     }
+}
+
+fn ports(given: &[i32]) -> Result<Vec<u16>, InvalidRequest> {
+    let port = |(index, port): (usize, &i32)| {
+        u16::try_from(*port).ok().filter(|port| *port > 0).ok_or_else(|| {
+            let problem = format!("{port} is not a port; give 1 to 65535");
+            InvalidRequest::new(format!("port[{index}]"), problem)
+        })
+    };
+    given.iter().enumerate().map(port).collect()
 }
 
 fn check_streams(streams: Wanted, tty: bool) -> Result<(), InvalidRequest> {
@@ -218,6 +220,15 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_are_none_are_named_by_their_place() {
+        assert_eq!(ports(&[80, 65_535]), Ok(vec![80, 65_535]));
+        assert_eq!(ports(&[]), Ok(Vec::new()));
+        for bad in [0, -1, 70_000] {
+            assert_eq!(ports(&[80, bad]).unwrap_err().field, "port[1]", "{bad}");
+        }
+    }
 
     #[test]
     fn a_client_brings_some_stream_and_a_terminal_has_one_output() {

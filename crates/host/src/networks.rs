@@ -72,8 +72,9 @@ impl PodNetworks for Networks {
         }
     }
 
-    async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault> {
-        let errors = self.0.teardown(TeardownRequest::of(id.clone())).await;
+    async fn teardown(&self, id: &BoxId, known: Option<&PodNetwork>) -> Result<(), NetworkFault> {
+        let request = TeardownRequest { known: known.cloned(), ..TeardownRequest::of(id.clone()) };
+        let errors = self.0.teardown(request).await;
         if errors.is_empty() { Ok(()) } else { Err(NetworkFault(Box::new(Failures(errors)))) }
     }
 

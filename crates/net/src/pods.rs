@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::assign;
 use crate::attach::{self, AttachError, Way};
 use crate::cni::request::Offer;
-use crate::cni::{AddError, Attachment, Chain, ConfError, PluginError, RequestError, conf, exec};
+use crate::cni::{AddError, Attachment, Chain, CniResult, ConfError, PluginError, RequestError, conf, exec};
 use crate::config::{Fallback, NetConfig, NetMode};
 use crate::egress::{Egress, EgressError, Watchers};
 use crate::exclusion::Exclusion;
@@ -73,12 +73,15 @@ pub struct TeardownRequest {
     /// Forget the box even if a plugin could not undo what it did. Otherwise its namespace and
     /// record stay, so that a later call can try again with all that the plugin needs.
     pub abandon: bool,
+    /// What the caller knows of the pod's network. It stands in for a record that is damaged: some plugins find what they
+    /// made by the pod's addresses.
+    pub known: Option<PodNetwork>,
 }
 
 impl TeardownRequest {
     /// A teardown that can be tried again.
     pub fn of(box_id: BoxId) -> Self {
-        Self { box_id, abandon: false }
+        Self { box_id, abandon: false, known: None }
     }
 }
 
@@ -343,7 +346,7 @@ impl PodNetworking {
                 tracing::warn!(%id, path = %path.display(), %source, "network record is damaged: going by the node's configuration");
                 // It may have been of either kind: the local network knows its boxes by id.
                 errors.extend(disconnect_locally(&self.config.local, request, turn).await);
-                self.guess(id)
+                self.guess(request)
             }
             Err(error) => {
                 errors.push(error.into());
@@ -362,13 +365,15 @@ impl PodNetworking {
         errors
     }
 
-    /// What a damaged record may have said. DEL with the configuration of today and without ADD's result is the best
+    /// What a damaged record may have said. DEL with the configuration of today and what the caller knows is the best
     /// there is; plugins find most of what they hold by the container id.
-    fn guess(&self, id: &BoxId) -> Option<Record> {
+    fn guess(&self, request: &TeardownRequest) -> Option<Record> {
+        let id = &request.box_id;
         let netns = names::netns_path(&self.config.netns_dir, id);
         let list = conf::discover(&self.config.conf_dir).ok()?;
         let attachment = Attachment::anonymous(id, netns.clone());
-        let connection = CniConnection { list, attachment, result: None };
+        let result = request.known.as_ref().map(|network| CniResult::of(network).for_next(list.version));
+        let connection = CniConnection { list, attachment, result };
         Some(Record::intent(netns, Some(Connection::Cni(connection))))
     }
 

@@ -4,8 +4,9 @@ mod common;
 
 use std::fs;
 
+use a3s_box_core::spec::{PortMapping, PortProtocol};
 use a3s_box_net::cni::PluginError;
-use a3s_box_net::{TeardownError, TeardownRequest};
+use a3s_box_net::{SetupRequest, TeardownError, TeardownRequest};
 use common::{Node, SetUp, box_id, on_a_node, request, run};
 
 const PASSES: &str = "[ $CNI_COMMAND = DEL ] || previous";
@@ -72,7 +73,8 @@ fn a_box_that_is_given_up_leaves_nothing_of_ours_and_says_what_the_plugin_did_no
         let networking = node.site.networking();
         networking.setup(request(1)).await.unwrap();
         node.site.plugin("third", FAILS_AT_DEL);
-        let errors = networking.teardown(TeardownRequest { box_id: box_id(1), abandon: true }).await;
+        let errors =
+            networking.teardown(TeardownRequest { abandon: true, ..TeardownRequest::of(box_id(1)) }).await;
         assert!(matches!(errors.as_slice(), [TeardownError::Plugin(_)]), "{errors:?}");
         assert_eq!(node.inventory(), before);
     });
@@ -126,6 +128,48 @@ fn a_damaged_record_does_not_keep_the_pod_from_being_undone() {
         let errors = networking.teardown(TeardownRequest::of(box_id(1))).await;
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(node.inventory(), before);
+    });
+}
+
+/// portmap's DEL without a port answers success and removes nothing, so that the next pod with the same host port was never
+/// reached; plugins like firewall's do so without the addresses that ADD gave.
+#[test]
+fn a_damaged_record_leaves_no_published_port_and_plugins_still_learn_the_pods_addresses() {
+    on_a_node(async |node| {
+        let more =
+            r#", { "type": "noting" }, { "type": "portmap", "capabilities": { "portMappings": true } }"#;
+        node.bridge_network("1.0.0", "", more);
+        node.site.plugin("noting", PASSES);
+        let publishing = |n| {
+            let port = PortMapping {
+                protocol: PortProtocol::Tcp,
+                container_port: 80,
+                host_port: 8080,
+                host_ip: String::new(),
+            };
+            SetupRequest { port_mappings: vec![port], ..request(n) }
+        };
+        let networking = node.site.networking();
+        // The plugin's own chains stay.
+        networking.setup(publishing(9)).await.unwrap();
+        assert!(networking.teardown(TeardownRequest::of(box_id(9))).await.is_empty());
+        let before = node.inventory();
+
+        let pod = networking.setup(publishing(1)).await.unwrap();
+        assert!(node.inventory().firewall.len() > before.firewall.len(), "the port is published");
+        let record = node.site.config.cache_dir.join(format!("{}.json", box_id(1)));
+        fs::write(&record, &fs::read(&record).unwrap()[..100]).unwrap();
+        let request = TeardownRequest { known: Some(pod.clone()), ..TeardownRequest::of(box_id(1)) };
+        let errors = networking.teardown(request).await;
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(node.inventory(), before);
+        let told = node.site.stdin("noting", "DEL");
+        let ips: Vec<_> =
+            told["prevResult"]["ips"].as_array().unwrap().iter().map(|ip| ip["address"].clone()).collect();
+        let expected: Vec<_> =
+            pod.interfaces[0].addresses.iter().map(|address| address.to_string()).collect();
+        assert_eq!(ips, expected);
+        assert_eq!(told["prevResult"]["interfaces"][0]["name"], "eth0");
     });
 }
 

@@ -236,3 +236,30 @@ fn what_cannot_be_checked_is_in_order() {
         assert!(!node.site.calls().iter().any(|call| call.starts_with("CHECK")), "{:?}", node.site.calls());
     });
 }
+
+/// Debian's portmap says of every pod with a published port, right after it has connected it, that something is wrong.
+#[test]
+fn a_plugin_whose_check_proves_nothing_is_not_asked() {
+    on_a_node(async |node| {
+        node.bridge_network("1.0.0", "", r#", { "type": "portmap" }"#);
+        let fails_at_check = |versions: &str| {
+            format!(
+                r#"case $CNI_COMMAND in
+                    VERSION) echo '{{ "cniVersion": "1.0.0", "supportedVersions": [{versions}] }}';;
+                    ADD) previous;;
+                    CHECK) echo '{{ "code": 99, "msg": "could not check ipv6 dnat" }}'; exit 1;;
+                esac"#
+            )
+        };
+        node.site.plugin("portmap", &fails_at_check(r#""0.4.0", "1.0.0""#));
+        let networking = node.site.networking();
+        networking.setup(request(1)).await.unwrap();
+        networking.check(&box_id(1)).await.unwrap();
+        assert!(!node.site.calls().contains(&"CHECK portmap".to_owned()), "{:?}", node.site.calls());
+        // Later ones are right.
+        node.site.plugin("portmap", &fails_at_check(r#""1.0.0", "1.1.0""#));
+        let error = networking.check(&box_id(1)).await.unwrap_err();
+        assert!(error.to_string().contains("could not check"), "{error}");
+        assert!(networking.teardown(TeardownRequest::of(box_id(1))).await.is_empty());
+    });
+}

@@ -78,11 +78,11 @@ async fn configurations_that_are_json_but_no_networks_say_what_is_wrong() {
     let site = Site::new();
     for (text, expected) in [
         ("[]", "the file must be an object"),
-        (r#"{ "name": "n", "plugins": [{ "type": "x" }] }"#, "CNI version \"nothing\" is not supported"),
         (
-            r#"{ "cniVersion": "0.2.0", "name": "n", "plugins": [{ "type": "x" }] }"#,
-            "\"0.2.0\" is not supported",
+            r#"{ "cniVersion": 1, "name": "n", "plugins": [{ "type": "x" }] }"#,
+            "CNI version \"1\" is not supported",
         ),
+        (r#"{ "cniVersions": [], "name": "n", "plugins": [{ "type": "x" }] }"#, "CNI version \"nothing\""),
         (
             r#"{ "cniVersion": "9.0.0", "name": "n", "plugins": [{ "type": "x" }] }"#,
             "\"9.0.0\" is not supported",
@@ -110,6 +110,11 @@ fn of_several_versions_the_highest_that_we_speak_is_taken() {
     let site = Site::new();
     for (versions, expected) in [
         (r#""cniVersion": "0.4.0""#, "0.4.0"),
+        // The specification's own first examples; other runtimes take them, and a node with one was not ready.
+        (r#""cniVersion": "0.2.0""#, "0.2.0"),
+        (r#""cniVersion": "0.1.0""#, "0.1.0"),
+        (r#""cniVersion": """#, "0.1.0"),
+        (r#""type": "x""#, "0.1.0"),
         (r#""cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.1.0", "7.0.0"]"#, "1.1.0"),
         (r#""cniVersions": ["0.3.1", "1.0.0"]"#, "1.0.0"),
         (r#""cniVersion": "7.0.0", "cniVersions": ["1.0.0", "7.0.0"]"#, "1.0.0"),

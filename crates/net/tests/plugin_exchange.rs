@@ -113,8 +113,8 @@ async fn limits_ranges_and_the_cgroup_have_the_shapes_that_plugins_know() {
         site.stdin("first", "ADD")["runtimeConfig"],
         json!({
             "bandwidth": {
-                "ingressRate": 10_000_000, "ingressBurst": u32::MAX,
-                "egressRate": 1 << 30, "egressBurst": u32::MAX,
+                "ingressRate": 10_000_000, "ingressBurst": 1_000_000,
+                "egressRate": 1 << 30, "egressBurst": (1 << 30) / 10,
             },
             "ipRanges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00::/64" }]],
             "cgroupPath": "/kubepods/pod1",

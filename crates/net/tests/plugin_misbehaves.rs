@@ -83,9 +83,10 @@ async fn success_with_impossible_values_is_refused() {
         (ips(r#"{ "address": "10.0.0.2/24", "interface": 1 }"#), "interface number 1, but there are 0"),
         (ips(r#"{ "address": "10.0.0.2/24", "interface": -7 }"#), "interface number -7"),
         (
-            r#"echo '{ "cniVersion": "0.2.0", "ip4": { "ip": "10.0.0.2/24" } }'"#.to_owned(),
-            "\"0.2.0\" is not supported",
+            r#"echo '{ "cniVersion": "0.2.0", "ip4": { "ip": "10.0.0.2" } }'"#.to_owned(),
+            "\"10.0.0.2\" is not an address with a prefix length",
         ),
+        (r#"echo '{ "cniVersion": "2.0.0", "ips": [] }'"#.to_owned(), "\"2.0.0\" is not supported"),
     ] {
         let (_, text) = refusal(&does).await;
         assert!(text.contains(expected), "{expected:?} is not in {text:?}");

@@ -171,6 +171,25 @@ fn a_guest_on_the_tap_talks_to_the_bridge_and_leaves_no_trace() {
     });
 }
 
+/// Such configurations, the CNI project's own first example among them, made the node not ready.
+#[test]
+fn a_network_of_the_first_versions_of_the_specification_connects_pods() {
+    on_a_node(async |node| {
+        for version in ["0.2.0", "0.1.0"] {
+            node.site.plugin("noting", "[ $CNI_COMMAND = DEL ] || previous");
+            node.bridge_network(version, "", r#", { "type": "noting" }"#);
+            let networking = node.site.networking();
+            let pod = networking.setup(request(1)).await.unwrap();
+            assert_eq!(pod.interfaces[0].addresses.len(), 2, "{version}: {pod:?}");
+            let told = node.site.stdin("noting", "ADD");
+            let of = |family: &str| told["prevResult"][family]["ip"].as_str().unwrap_or_default().to_owned();
+            let addresses: Vec<_> = pod.interfaces[0].addresses.iter().map(ToString::to_string).collect();
+            assert_eq!([of("ip4"), of("ip6")].as_slice(), addresses, "{version}");
+            assert!(networking.teardown(TeardownRequest::of(box_id(1))).await.is_empty());
+        }
+    });
+}
+
 #[test]
 fn a_vmm_may_hold_the_tap_before_there_is_a_network() {
     on_a_node(async |node| {

@@ -28,6 +28,10 @@ pub const RPC_PORT: u32 = 1025;
 /// The agent accepts stdio streams here.
 pub const STREAM_PORT: u32 = 1026;
 
+/// The host listens here, for as long as the box lives, and tells its time: each byte that the guest sends is answered with
+/// a big-endian u64, the nanoseconds since the epoch.
+pub const TIME_PORT: u32 = 1027;
+
 /// Agent images listen here (`vsock://3:4088`).
 pub const AGENT_IMAGE_PORT: u32 = 4088;
 

@@ -40,8 +40,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// A call to the agent that failed.
 #[derive(Debug, Error)]
 pub(crate) enum AgentError {
-    /// The agent answered, and said no.
-    #[error("the guest agent refused {call}: {message}")]
+    /// The agent answered, and said no. Its words are for the user, who knows nothing of our calls.
+    #[error("{message}")]
     Refused { call: &'static str, code: Code, message: String, program: Option<ProgramFault> },
     /// The connection failed.
     #[error("the connection to the guest agent failed during {call}: {message}")]
@@ -173,9 +173,11 @@ impl Agent {
         answered("WaitExec", client.wait_exec(WaitExecRequest { exec_id }).await)
     }
 
+    /// Signals a further process and all that it has started.
     pub(crate) async fn signal_exec(&self, exec_id: String, signal: i32) -> Result<(), AgentError> {
         let mut client = self.client.clone();
-        self.bounded("SignalExec", client.signal_exec(SignalExecRequest { exec_id, signal })).await.map(drop)
+        let request = SignalExecRequest { exec_id, signal, all: true };
+        self.bounded("SignalExec", client.signal_exec(request)).await.map(drop)
     }
 
     pub(crate) async fn resize(&self, request: ResizeTerminalRequest) -> Result<(), AgentError> {
@@ -245,6 +247,14 @@ mod tests {
         let status = Status::with_details(Code::FailedPrecondition, "no", details.into());
         let error = answered::<()>("StartSession", Err(status)).unwrap_err();
         error.at(FailedStage::Start, "container x").program_fault()
+    }
+
+    /// What `kubectl describe pod` shows of a container that could not start began with the name of a call of ours.
+    #[test]
+    fn a_refusal_is_told_in_the_guests_words_alone() {
+        let words = "exec: \"nope\": executable file not found in $PATH";
+        let error = answered::<()>("StartSession", Err(Status::failed_precondition(words))).unwrap_err();
+        assert_eq!(error.at(FailedStage::Start, "container x").message, words);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct RuntimeConfig {
     pub stop_limit: Duration,
     /// The longest a killed session may take to end before its whole VM is ended.
     pub kill_limit: Duration,
+    /// An agent that does not answer for so long is lost, and its VM is ended.
+    pub lost_after: Duration,
     /// The longest any other single answer of an agent may take.
     pub call_limit: Duration,
     /// Runtime handlers that a box may ask for besides the default one (the empty name).
@@ -48,6 +50,7 @@ impl RuntimeConfig {
             boot_limit: Duration::from_secs(60),
             stop_limit: Duration::from_secs(5),
             kill_limit: Duration::from_secs(10),
+            lost_after: Duration::from_secs(30),
             call_limit: Duration::from_secs(30),
             runtime_handlers: vec!["a3s-box".to_owned()],
             network: NetworkSetting::None,

@@ -7,11 +7,14 @@
 //!
 //! Events of one object come in its order, and after its status shows them. A box that never got ready had none.
 
+use std::sync::Arc;
+
 use tokio::sync::broadcast;
 
 use a3s_box_core::lifecycle::{BoxPhase, SessionPhase};
 use a3s_box_core::{BoxId, SessionId};
 
+use crate::api::BoxStatus;
 use crate::clock::now_ns;
 
 /// So many are kept for a listener that is slow; then it misses the oldest and is told how many.
@@ -40,7 +43,7 @@ pub enum Happened {
 }
 
 /// One event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// Whom it is about.
     pub subject: Subject,
@@ -48,6 +51,8 @@ pub struct Event {
     pub happened: Happened,
     /// Nanoseconds since the epoch, by the host's clock.
     pub at_ns: i64,
+    /// The box as it was then, the event's own or that of its session: who hears of its end may find it gone.
+    pub boxed: Arc<BoxStatus>,
 }
 
 /// A listener that was too slow has missed events.
@@ -88,27 +93,28 @@ impl Events {
         EventStream(self.0.subscribe())
     }
 
-    pub(crate) fn tell(&self, subject: Subject, happened: Happened) {
-        self.0.send(Event { subject, happened, at_ns: now_ns() }).ok();
+    pub(crate) fn tell(&self, subject: Subject, happened: Happened, boxed: BoxStatus) {
+        self.0.send(Event { subject, happened, at_ns: now_ns(), boxed: Arc::new(boxed) }).ok();
     }
 
     /// A box's phase has changed.
-    pub(crate) fn box_phase(&self, id: &BoxId, before: &BoxPhase, now: &BoxPhase) {
-        for happened in of_box(before, now) {
-            self.tell(Subject::Box(id.clone()), *happened);
+    pub(crate) fn box_phase(&self, before: &BoxPhase, now: BoxStatus) {
+        for happened in of_box(before, &now.phase) {
+            self.tell(Subject::Box(now.id.clone()), *happened, now.clone());
         }
     }
 
-    /// A session's phase has changed.
+    /// A session's phase has changed, in a box that is so.
     pub(crate) fn session_phase(
         &self,
         id: &SessionId,
-        boxed: &BoxId,
         before: &SessionPhase,
         now: &SessionPhase,
+        boxed: impl FnOnce() -> BoxStatus,
     ) {
         if let Some(happened) = of_session(before, now) {
-            self.tell(Subject::Session(id.clone(), boxed.clone()), happened);
+            let boxed = boxed();
+            self.tell(Subject::Session(id.clone(), boxed.id.clone()), happened, boxed);
         }
     }
 }
@@ -159,15 +165,30 @@ mod tests {
         assert!(of_box(&stopped, &stopped).is_empty());
     }
 
+    fn boxed() -> BoxStatus {
+        BoxStatus {
+            id: BoxId::from_random([1; 32]),
+            spec: Default::default(),
+            phase: BoxPhase::Ready,
+            created_at_ns: 0,
+            ips: Vec::new(),
+            backend: String::new(),
+            kernel_release: String::new(),
+            vmm_pid: None,
+            timeline: Vec::new(),
+            dir: Default::default(),
+        }
+    }
+
     #[tokio::test]
     async fn a_slow_listener_is_told_what_it_missed_and_goes_on() {
         let events = Events::default();
         let mut listener = events.listen();
         let subject = Subject::Box(BoxId::from_random([1; 32]));
         for _ in 0..KEPT {
-            events.tell(subject.clone(), Happened::Created);
+            events.tell(subject.clone(), Happened::Created, boxed());
         }
-        events.tell(subject.clone(), Happened::Stopped);
+        events.tell(subject.clone(), Happened::Stopped, boxed());
         assert_eq!(listener.next().await, Some(Err(EventsMissed { missed: 1 })));
         assert_eq!(listener.next().await.unwrap().unwrap().happened, Happened::Created);
     }

@@ -34,9 +34,9 @@ use crate::limits;
 use crate::network::NetworkSetting;
 use crate::records::{BoxRecord, Records, SessionRecord};
 use crate::recovery;
-use crate::registry::{BoxEntry, Entered, Matches, Registry, Reply, SessionEntry};
+use crate::registry::{BoxEntry, Entered, EnteredSession, Matches, Registry, Reply, SessionEntry};
 use crate::scratch::Scratches;
-use crate::sessions::{ExecPlan, SessionCommand, SessionDriver, SessionStart, exec_sync, volume_name};
+use crate::sessions::{ExecPlan, SessionCommand, SessionDriver, SessionStart, Told, exec_sync, volume_name};
 use crate::shared::Shared;
 use crate::stats::Figures;
 
@@ -202,15 +202,27 @@ impl BoxManager {
         let id = record.id.clone();
         let name = record.spec.name.clone();
         let (entry, driver) = prepare_session(&self.shared, &boxed, record);
-        if let Entered::Taken(other) = self.shared.registry.enter_session(entry) {
-            let message =
-                format!("container {} has this name and attempt in {}", other.short(), box_object(box_id));
-            return Err(RuntimeError::new(
-                ErrorKind::AlreadyExists,
-                FailedStage::Create,
-                format!("container {name}"),
-                message,
-            ));
+        let taken = |message| {
+            let object = format!("container {name}");
+            Err(RuntimeError::new(ErrorKind::AlreadyExists, FailedStage::Create, object, message))
+        };
+        match self.shared.registry.enter_session(entry.clone()) {
+            EnteredSession::New => {}
+            EnteredSession::Taken(other) => {
+                let known = other.status.borrow().clone();
+                if is_retry(&known, &entry.status.borrow()) {
+                    return joined(&other, known.id).await;
+                }
+                let id = known.id.short();
+                return taken(format!("container {id} has this name and attempt in {}", box_object(box_id)));
+            }
+            EnteredSession::Rival(other) => {
+                let (id, attempt) = (other.id.short(), other.spec.attempt);
+                return taken(format!(
+                    "container {id}, which is attempt {attempt} of it, still runs in {}; stop it first",
+                    box_object(box_id)
+                ));
+            }
         }
         let (reply, answer) = oneshot::channel();
         self.shared.tasks.spawn(driver.run(SessionStart::Create(reply)));
@@ -501,15 +513,10 @@ pub(crate) fn prepare_session(
 ) -> (Arc<SessionEntry>, SessionDriver) {
     let (commands, requests) = mpsc::channel(QUEUE);
     let (status, status_seen) = watch::channel(record.status());
-    let entry = SessionEntry { box_id: boxed.id.clone(), commands, status: status_seen };
-    let driver = SessionDriver::new(
-        shared.clone(),
-        record,
-        boxed.commands.clone(),
-        boxed.life.clone(),
-        requests,
-        status,
-    );
+    let (outcome, outcome_seen) = watch::channel(None);
+    let entry =
+        SessionEntry { box_id: boxed.id.clone(), commands, status: status_seen, outcome: outcome_seen };
+    let driver = SessionDriver::new(shared.clone(), record, boxed, requests, Told { status, outcome });
     (Arc::new(entry), driver)
 }
 
@@ -569,6 +576,32 @@ fn new_session(
         pid: None,
         volumes,
     })
+}
+
+/// Whether a client asks once more for a session whose making it did not see the end of. What its mounts are of does not
+/// matter: kubelet gives every request a new file for the container's last words.
+fn is_retry(known: &SessionStatus, asked: &SessionStatus) -> bool {
+    let without_sources = |status: &SessionStatus| {
+        let mut spec = status.spec.clone();
+        for mount in &mut spec.mounts {
+            if let MountSource::Host { path, .. } = &mut mount.source {
+                path.clear();
+            }
+        }
+        spec
+    };
+    matches!(known.phase, SessionPhase::Created)
+        && known.image_id == asked.image_id
+        && without_sources(known) == without_sources(asked)
+}
+
+/// The answer to a retry: that of the first request.
+async fn joined(entry: &SessionEntry, id: SessionId) -> Result<SessionId, RuntimeError> {
+    let mut outcome = entry.outcome.clone();
+    match outcome.wait_for(Option::is_some).await {
+        Ok(result) => result.clone().unwrap_or(Ok(())).map(|()| id),
+        Err(_) => Err(closing(&session_object(&id))),
+    }
 }
 
 /// 32 bytes that nobody can guess.

@@ -25,8 +25,9 @@ pub trait PodNetworks: Send + Sync + 'static {
     /// Takes up what goes on for a box that an earlier daemon has connected.
     async fn resume(&self, id: &BoxId) -> Result<(), NetworkFault>;
 
-    /// Takes it away again. "Already gone" is success.
-    async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault>;
+    /// Takes it away again. "Already gone" is success. `known` is what the caller remembers of it, should the adapter's own
+    /// note be damaged.
+    async fn teardown(&self, id: &BoxId, known: Option<&PodNetwork>) -> Result<(), NetworkFault>;
 
     /// Boxes of which something is set up, or is left of their set-up.
     async fn held(&self) -> Result<Vec<BoxId>, NetworkFault>;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use a3s_box_core::lifecycle::{BoxPhase, StopCause};
 use a3s_box_core::{BoxId, SessionId};
@@ -23,7 +24,9 @@ use a3s_box_vmm::{guest_fault, last_words};
 
 use crate::agent_client::Agent;
 use crate::api::Quarantined;
-use crate::boxes::{BoxCommand, BoxStart, Foreign, LiveBox, Obituary, Owed, faulted, find_vm, found};
+use crate::boxes::{
+    BoxCommand, BoxStart, Contact, Foreign, LiveBox, Obituary, Owed, faulted, find_vm, found,
+};
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
 use crate::network::NetworkSetting;
@@ -40,13 +43,20 @@ const PARALLEL: usize = 16;
 /// again by everybody who needs it.
 const LIST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Brings the registry to what is found. Fails only if the records cannot be read.
+/// How long the start of the daemon waits for boxes of the one before it, so that what clients see first is how it is.
+/// Agents that are well answer within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Brings the registry to what is found: when this comes back every box and session is in it. What takes long goes on
+/// while the daemon serves, so that one box that does not answer, or cannot be given back, holds up no other. Fails only if
+/// the records cannot be read.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<Vec<Quarantined>, RuntimeError> {
     let failed = |error| RuntimeError::storage(FailedStage::Lookup, "the state store", error);
     let loaded = shared.records.load().await.map_err(failed)?;
     let known: HashSet<BoxId> = loaded.boxes.iter().map(|record| record.id.clone()).collect();
-    let orphans = found(shared).await.into_iter().filter(|id| !known.contains(id)).map(Owed::Orphan);
-    settle_all(shared, orphans).await;
+    let orphans = found(shared).await.into_iter().filter(|id| !known.contains(id));
+    let mut unfinished: Vec<JoinHandle<()>> =
+        orphans.map(|id| continued(shared, settle(shared.clone(), Owed::Orphan(id)))).collect();
     remove_positions(shared, loaded.sessions.iter().map(|record| record.id.clone()).collect()).await;
     let mut sessions: HashMap<BoxId, Vec<SessionRecord>> = HashMap::new();
     for session in loaded.sessions {
@@ -57,22 +67,31 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<Vec<Quarantined>, Ru
         recover_box(shared, record, sessions)
     });
     let work: Vec<_> = work.collect();
-    futures::stream::iter(work).buffer_unordered(PARALLEL).collect::<Vec<()>>().await;
+    let going_on = futures::stream::iter(work).buffer_unordered(PARALLEL).collect::<Vec<_>>().await;
+    unfinished.extend(going_on.into_iter().flatten());
     for orphan in sessions.into_values().flatten() {
         tracing::warn!(id = %orphan.id, pod = %orphan.box_id, "the record of a container whose pod sandbox is unknown is removed");
         forget_session(shared, &orphan).await;
     }
+    if tokio::time::timeout(PATIENCE, futures::future::join_all(unfinished)).await.is_err() {
+        tracing::warn!(
+            "not every pod sandbox of the last daemon has answered or is gone yet; the others are served"
+        );
+    }
     Ok(loaded.quarantined)
 }
 
-/// Gives back what is owed, or goes on trying while the daemon serves.
-async fn settle_all(shared: &Arc<Shared>, all: impl Iterator<Item = Owed>) {
-    let work: Vec<_> = all.map(|owed| settle(shared, owed)).collect();
-    futures::stream::iter(work).buffer_unordered(PARALLEL).collect::<Vec<()>>().await;
+/// Work that goes on while the daemon serves; what the daemon's end interrupts the next one finds.
+fn continued(shared: &Arc<Shared>, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    let closing = shared.closing.clone();
+    shared.tasks.spawn(async move {
+        closing.run_until_cancelled(work).await;
+    })
 }
 
-async fn settle(shared: &Arc<Shared>, mut owed: Owed) {
-    match owed.settle(shared).await {
+/// Gives back what is owed, or goes on trying.
+async fn settle(shared: Arc<Shared>, mut owed: Owed) {
+    match owed.settle(&shared).await {
         Ok(()) => {
             tracing::warn!(id = %owed.id(), "a pod sandbox that was half made, or that no record knows, is gone")
         }
@@ -97,24 +116,32 @@ async fn remove_positions(shared: &Shared, known: HashSet<SessionId>) {
     }
 }
 
-async fn recover_box(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {
+/// Enters a box, unless it was half made. What is still to be done for it goes on.
+async fn recover_box(
+    shared: &Arc<Shared>,
+    record: BoxRecord,
+    sessions: Vec<SessionRecord>,
+) -> Option<JoinHandle<()>> {
     match record.phase.clone() {
-        BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting => undo(shared, record, sessions).await,
+        BoxPhase::Reserved | BoxPhase::Prepared | BoxPhase::Booting => {
+            Some(continued(shared, undo(shared.clone(), record, sessions)))
+        }
         BoxPhase::Ready => adopt(shared, record, sessions).await,
         BoxPhase::Stopping => {
-            let boxed =
-                enter(shared, record, BoxStart::Ended(Obituary::of(StopCause::Requested)), sessions, None);
-            finish_stop(boxed).await;
+            let ended = BoxStart::Ended(Obituary::of(StopCause::Requested));
+            let (boxed, _) = enter(shared, record, ended, sessions);
+            Some(continued(shared, finish_stop(boxed)))
         }
         BoxPhase::Stopped(cause) => {
-            enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions, None);
+            enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions);
+            None
         }
     }
 }
 
-async fn undo(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {
+async fn undo(shared: Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRecord>) {
     for session in &sessions {
-        forget_session(shared, session).await;
+        forget_session(&shared, session).await;
     }
     settle(shared, Owed::HalfMade(Box::new(record))).await;
 }
@@ -125,7 +152,11 @@ async fn forget_session(shared: &Shared, session: &SessionRecord) {
     }
 }
 
-async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<SessionRecord>) {
+async fn adopt(
+    shared: &Arc<Shared>,
+    mut record: BoxRecord,
+    sessions: Vec<SessionRecord>,
+) -> Option<JoinHandle<()>> {
     let found = find_vm(shared, &record).await;
     if let Err(error) = &found {
         tracing::error!(id = %record.id, %error, "the VM of a pod sandbox could not be taken up");
@@ -136,35 +167,66 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
         if let Err(error) = shared.records.put_box(&record).await {
             tracing::error!(id = %record.id, %error, "the end of a pod sandbox was not recorded");
         }
-        enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions, None);
-        return;
+        enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions);
+        return None;
     };
-    resume_network(shared, &record.id).await;
     let abilities = match versions::speak(record.agent_protocol) {
         Ok(abilities) => abilities,
-        Err(why) => return leave_alone(shared, record, sessions, Foreign { machine, why }),
+        Err(why) => {
+            resume_network(shared, &record.id).await;
+            leave_alone(shared, record, sessions, Foreign { machine, why });
+            return None;
+        }
     };
     let live = Arc::new(LiveBox {
         abilities,
         agent: Agent::new(machine.clone(), shared.config.call_limit),
+        contact: Contact::of(&record.dir, shared.config.lost_after).await,
         facts: BoxFacts::of(&record),
         network: record.network.clone(),
         machine,
     });
-    let states = match tokio::time::timeout(LIST_LIMIT, live.agent.list_sessions()).await {
-        Ok(Ok(states)) => Some(states),
-        Ok(Err(error)) => {
-            tracing::warn!(id = %record.id, %error, "the guest agent did not list its containers");
-            None
-        }
-        Err(_) => {
-            tracing::warn!(id = %record.id, "the guest agent did not list its containers in time");
-            None
-        }
-    };
-    end_unknown(&live, &record.id, &sessions, states.as_deref()).await;
     tracing::info!(id = %record.id, containers = sessions.len(), "pod sandbox is taken up");
-    enter(shared, record, BoxStart::Adopted(live), sessions, states);
+    let (boxed, waiting) = enter(shared, record, BoxStart::Adopted(live.clone()), sessions);
+    Some(continued(shared, catch_up(shared.clone(), boxed, live, waiting)))
+}
+
+/// A session that waits for what its agent says of it.
+type Waiting = (SessionId, oneshot::Sender<Option<SessionState>>);
+
+/// Tells the sessions of a box that was taken up how they are. Until then requests to them wait, and nobody else's.
+async fn catch_up(shared: Arc<Shared>, boxed: Arc<BoxEntry>, live: Arc<LiveBox>, waiting: Vec<Waiting>) {
+    let limit = live.contact.patience(LIST_LIMIT);
+    let listing = tokio::time::timeout(limit, live.contact.ask(live.agent.list_sessions()));
+    let (listed, ()) = tokio::join!(listing, resume_network(&shared, &boxed.id));
+    let id = &boxed.id;
+    match listed {
+        Ok(Ok(states)) => {
+            end_unknown(&shared, &live, id, &states).await;
+            for (session, sender) in waiting {
+                let state = states.iter().find(|state| state.session_id == session.as_str()).cloned();
+                // Its owner has ended with the daemon.
+                sender.send(state).ok();
+            }
+        }
+        failed => {
+            match failed {
+                Ok(Err(error)) => {
+                    tracing::warn!(%id, %error, "the guest agent did not list its containers");
+                }
+                Ok(Ok(_)) | Err(_) => {
+                    tracing::warn!(%id, "the guest agent did not list its containers in time");
+                }
+            }
+            drop(waiting);
+            // A box without containers has nobody else who would notice.
+            if live.contact.regain(&live.agent).await.is_err() {
+                let detail =
+                    format!("the guest agent could not be reached for {:?}", shared.config.lost_after);
+                boxed.commands.send(BoxCommand::AgentLost(detail)).await.ok();
+            }
+        }
+    }
 }
 
 /// A box whose agent is of a build that this one does not speak to runs on: its pod still serves, and the build that
@@ -178,7 +240,8 @@ fn leave_alone(shared: &Arc<Shared>, record: BoxRecord, sessions: Vec<SessionRec
         "a pod sandbox runs on, but nothing can be asked of it, and the output of its containers is not fetched, because {}",
         foreign.why
     );
-    enter(shared, record, BoxStart::Foreign(Arc::new(foreign)), sessions, None);
+    // Nobody will tell the sessions how they are: dropping what they wait for says so.
+    drop(enter(shared, record, BoxStart::Foreign(Arc::new(foreign)), sessions));
 }
 
 /// What is not resumed stays as it is: a pod is kept from more, not from less.
@@ -190,10 +253,13 @@ async fn resume_network(shared: &Shared, id: &BoxId) {
     }
 }
 
-/// Ends the containers in a guest that no record knows: kubelet has no way to, and starts them anew.
-async fn end_unknown(live: &LiveBox, id: &BoxId, known: &[SessionRecord], states: Option<&[SessionState]>) {
-    let unknown = states.unwrap_or_default().iter().map(|state| &state.session_id);
-    for session in unknown.filter(|session| !known.iter().any(|record| record.id.as_str() == *session)) {
+/// Ends the containers in a guest that nobody here knows: kubelet has no way to, and starts them anew. One that is being
+/// made right now is known before its agent is asked to make it.
+async fn end_unknown(shared: &Shared, live: &LiveBox, id: &BoxId, states: &[SessionState]) {
+    let is_known = |session: &String| {
+        session.parse::<SessionId>().is_ok_and(|session| shared.registry.get_session(&session).is_some())
+    };
+    for session in states.iter().map(|state| &state.session_id).filter(|session| !is_known(session)) {
         let session = printable(session, MESSAGE_LIMIT);
         match live.agent.delete_session(session.clone()).await {
             Ok(()) => tracing::warn!(%id, session, "a container that no record knows was ended"),
@@ -204,40 +270,27 @@ async fn end_unknown(live: &LiveBox, id: &BoxId, known: &[SessionRecord], states
     }
 }
 
-/// Enters a box and its sessions and starts their owners. `states` is what the agent says; `None`: it did not say,
-/// so that sessions are taken to be as recorded.
+/// Enters a box and its sessions and starts their owners. A session whose sender is dropped takes itself to be as
+/// recorded.
 fn enter(
     shared: &Arc<Shared>,
     record: BoxRecord,
     start: BoxStart,
     sessions: Vec<SessionRecord>,
-    states: Option<Vec<SessionState>>,
-) -> Arc<BoxEntry> {
+) -> (Arc<BoxEntry>, Vec<Waiting>) {
     let (boxed, driver) = prepare_box(shared, record);
     driver.announce(&start);
     shared.registry.enter_box(boxed.clone());
     shared.tasks.spawn(driver.run(start));
+    let mut waiting = Vec::with_capacity(sessions.len());
     for session in sessions {
-        let state = match &states {
-            Some(states) => states.iter().find(|state| state.session_id == session.id.as_str()).cloned(),
-            None => Some(as_recorded(&session)),
-        };
+        let (sender, state) = oneshot::channel();
+        waiting.push((session.id.clone(), sender));
         let (entry, driver) = prepare_session(shared, &boxed, session);
-        shared.registry.enter_session(entry);
+        shared.registry.enter_known_session(entry);
         shared.tasks.spawn(driver.run(SessionStart::Resume(state)));
     }
-    boxed
-}
-
-fn as_recorded(session: &SessionRecord) -> SessionState {
-    use a3s_box_core::lifecycle::SessionPhase;
-    use a3s_box_protocol::proto::session_state::Phase;
-    let phase = match session.phase {
-        SessionPhase::Created => Phase::Created,
-        SessionPhase::Running { .. } => Phase::Running,
-        SessionPhase::Exited { .. } => Phase::Exited,
-    };
-    SessionState { session_id: session.id.to_string(), phase: phase.into(), ..SessionState::default() }
+    (boxed, waiting)
 }
 
 /// A stop that was under way goes on; if it cannot be finished, the client's next attempt does it.

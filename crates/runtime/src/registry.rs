@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_core::spec::{BoxSpec, PodIdentity};
 use a3s_box_core::{BoxId, SessionId};
 
@@ -17,7 +18,7 @@ use crate::boxes::{BoxCommand, BoxLife};
 use crate::error::RuntimeError;
 use crate::sessions::SessionCommand;
 
-/// How a box's start went; `None` while it goes on.
+/// How the making of a box or session went; `None` while it goes on.
 pub(crate) type Outcome = Option<Result<(), RuntimeError>>;
 
 /// The reply of a driver.
@@ -40,6 +41,7 @@ pub(crate) struct SessionEntry {
     pub(crate) box_id: BoxId,
     pub(crate) commands: mpsc::Sender<SessionCommand>,
     pub(crate) status: watch::Receiver<SessionStatus>,
+    pub(crate) outcome: watch::Receiver<Outcome>,
 }
 
 /// Whether a name could be taken.
@@ -48,6 +50,16 @@ pub(crate) enum Entered<E> {
     New,
     /// It is another's.
     Taken(E),
+}
+
+/// Whether a session could be entered.
+pub(crate) enum EnteredSession {
+    /// It is the caller's.
+    New,
+    /// Another has its name and attempt.
+    Taken(Arc<SessionEntry>),
+    /// Another attempt of its name still runs in the box.
+    Rival(SessionStatus),
 }
 
 /// How many ids start with a text.
@@ -66,6 +78,16 @@ struct Maps {
     box_names: HashMap<PodIdentity, BoxId>,
     sessions: BTreeMap<SessionId, Arc<SessionEntry>>,
     session_names: HashMap<SessionName, SessionId>,
+}
+
+impl Maps {
+    fn rival(&self, (boxed, name, _): &SessionName) -> Option<SessionStatus> {
+        self.sessions.values().filter(|entry| entry.box_id == *boxed).find_map(|entry| {
+            let status = entry.status.borrow();
+            let runs = matches!(status.phase, SessionPhase::Running { .. });
+            (runs && status.spec.name == *name).then(|| status.clone())
+        })
+    }
 }
 
 /// The boxes and sessions of this node.
@@ -96,16 +118,28 @@ impl Registry {
         }
     }
 
-    /// Enters a session unless another has its name in the box.
-    pub(crate) fn enter_session(&self, entry: Arc<SessionEntry>) -> Entered<SessionId> {
+    /// Enters a session unless another has its name and attempt in the box, or is another attempt of it that runs: two
+    /// of one container at once are nobody's wish, but what a client asks for that has overlooked the first.
+    pub(crate) fn enter_session(&self, entry: Arc<SessionEntry>) -> EnteredSession {
         let mut maps = self.maps();
         let (id, name) = names(&entry);
-        if let Some(other) = maps.session_names.get(&name) {
-            return Entered::Taken(other.clone());
+        if let Some(other) = maps.session_names.get(&name).and_then(|id| maps.sessions.get(id)) {
+            return EnteredSession::Taken(other.clone());
+        }
+        if let Some(rival) = maps.rival(&name) {
+            return EnteredSession::Rival(rival);
         }
         maps.session_names.insert(name, id.clone());
         maps.sessions.insert(id, entry);
-        Entered::New
+        EnteredSession::New
+    }
+
+    /// Enters a session of an earlier daemon, whatever else there is.
+    pub(crate) fn enter_known_session(&self, entry: Arc<SessionEntry>) {
+        let mut maps = self.maps();
+        let (id, name) = names(&entry);
+        maps.session_names.insert(name, id.clone());
+        maps.sessions.insert(id, entry);
     }
 
     pub(crate) fn leave_session(&self, id: &SessionId) {

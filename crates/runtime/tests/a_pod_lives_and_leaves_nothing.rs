@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use a3s_box_core::lifecycle::{BoxPhase, SessionPhase, StopCause};
-use a3s_box_runtime::ErrorKind;
+use a3s_box_runtime::{ErrorKind, Happened, Subject};
 use support::{World, container, image, launch, log_lines, pod, process, with_volume};
 
 #[test]
@@ -51,6 +51,8 @@ fn from_run_to_remove() {
             .await
             .unwrap_err();
         assert_eq!(late.kind, ErrorKind::DeadlineExceeded);
+        let machine = world.vmm.machine(m.box_status(&id).unwrap().vmm_pid.unwrap());
+        assert_eq!(*machine.guest.signalled.lock().unwrap(), [true], "with all that it had started");
 
         let same =
             m.create_session(&id, container("d", &["sleep"]), image(world.dir.path())).await.unwrap_err();
@@ -152,5 +154,28 @@ fn a_log_that_was_rotated_goes_on_in_the_new_file() {
         let expected: Vec<String> = (0..2000).map(|n| format!("line {n}")).collect();
         assert_eq!(all(), expected);
         assert!(!log_lines(&path).is_empty());
+    });
+}
+
+/// kubelet logged an error for every event of a pod that was gone, because none said whose it was.
+#[test]
+fn events_tell_the_pod_even_when_it_is_gone() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let m = daemon.manager.clone();
+    daemon.run(async {
+        let mut events = m.events();
+        let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        let session = launch(&m, &id, container("c", &["sleep"]), image(world.dir.path())).await.unwrap();
+        m.remove_box(&id).await.unwrap();
+        let mut deleted = Vec::new();
+        while deleted.len() < 2 {
+            let event = events.next().await.unwrap().unwrap();
+            assert_eq!((&event.boxed.id, event.boxed.spec.identity.name.as_str()), (&id, "p"), "{event:?}");
+            if event.happened == Happened::Deleted {
+                deleted.push(event.subject);
+            }
+        }
+        assert_eq!(deleted, [Subject::Session(session, id.clone()), Subject::Box(id)]);
     });
 }

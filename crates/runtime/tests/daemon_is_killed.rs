@@ -253,3 +253,66 @@ fn what_is_left_is_shown_and_tried_again() {
         }
     });
 }
+
+/// A start waited ten seconds for a box whose agent stood still, and all the while every pod's calls failed.
+#[test]
+fn a_box_that_does_not_answer_holds_up_neither_the_start_nor_other_pods() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let (dead, healthy) = daemon.run(async {
+        let m = &daemon.manager;
+        let mut pods = Vec::new();
+        for name in ["dead", "healthy"] {
+            let id = m.run_box(pod(name, &world.path("logs"))).await.unwrap();
+            let session = launch(m, &id, container(name, &["sleep"]), image(world.dir.path())).await.unwrap();
+            pods.push((id, session));
+        }
+        (pods.remove(0), pods.remove(0))
+    });
+    world.vmm.machine(daemon.manager.box_status(&dead.0).unwrap().vmm_pid.unwrap()).fall_silent();
+    daemon.kill();
+    let began = std::time::Instant::now();
+    let mut config = world.config();
+    config.lost_after = Duration::from_secs(4);
+    let daemon = world.daemon_with(config).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(4), "the start took {:?}", began.elapsed());
+    daemon.run(async {
+        let m = &daemon.manager;
+        assert_eq!(m.exec_sync(&healthy.1, process(&["fail", "3"]), None, 10).await.unwrap().exit_code, 3);
+        assert_eq!(m.list_sessions().len(), 2);
+        assert_eq!(m.box_status(&dead.0).unwrap().phase, BoxPhase::Ready, "it may still answer");
+        let ended = m.wait_session(&dead.1).await.unwrap().phase;
+        assert!(matches!(ended, SessionPhase::Exited { code: 255, .. }), "{ended:?}");
+        let phase = m.box_status(&dead.0).unwrap().phase;
+        assert!(matches!(phase, BoxPhase::Stopped(StopCause::AgentLost { .. })), "{phase:?}");
+        assert_eq!(m.box_status(&healthy.0).unwrap().phase, BoxPhase::Ready);
+        m.remove_box(&dead.0).await.unwrap();
+        m.remove_box(&healthy.0).await.unwrap();
+    });
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// Every start of a daemon began to count anew, so that a dead box stayed ready for ever.
+#[test]
+fn a_box_that_does_not_answer_is_ended_however_often_the_daemon_starts() {
+    let world = World::new();
+    let config = || {
+        let mut config = world.config();
+        config.lost_after = Duration::from_secs(6);
+        config
+    };
+    let mut daemon = world.daemon_with(config()).unwrap();
+    // Without a container there is nobody but the box itself who would notice.
+    let id = daemon.run(daemon.manager.run_box(pod("dead", &world.path("logs")))).unwrap();
+    world.vmm.machine(daemon.manager.box_status(&id).unwrap().vmm_pid.unwrap()).fall_silent();
+    let mut lives = 0;
+    while daemon.manager.box_status(&id).unwrap().phase == BoxPhase::Ready {
+        assert!(lives < 12, "it is never ended");
+        daemon.kill();
+        daemon = world.daemon_with(config()).unwrap();
+        lives += 1;
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    assert!(lives > 1, "no single daemon has lived long enough");
+    daemon.run(daemon.manager.remove_box(&id)).unwrap();
+}

@@ -1,4 +1,4 @@
-//! A client whose deadline passed asks again: it must get the pod that is already on its way.
+//! A client whose deadline passed asks again: it must get the pod or container that is already on its way.
 
 mod support;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use a3s_box_runtime::ErrorKind;
 use support::machine::Boot;
-use support::{World, pod};
+use support::{World, container, image, launch, pod, with_volume};
 
 #[test]
 fn a_retry_joins_the_run_in_flight() {
@@ -85,5 +85,68 @@ fn a_storm_of_pods_boots_a_few_at_a_time() {
             outcome.unwrap().unwrap();
         }
         assert_eq!(world.vmm.launched(), PODS);
+    });
+}
+
+/// The retry of a CreateContainer was refused for as long as the first one's container was there.
+#[test]
+fn a_retry_for_a_container_is_answered_with_the_first_ones() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let m = daemon.manager.clone();
+    daemon.run(async {
+        let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        let image = image(world.dir.path());
+        // kubelet makes a new file for the last words of each.
+        let spec = |words: &str| with_volume(container("c", &["sleep"]), &world.path(words));
+        let first = m.create_session(&id, spec("a"), image.clone()).await.unwrap();
+        assert_eq!(m.create_session(&id, spec("b"), image.clone()).await.unwrap(), first);
+        let other = m.create_session(&id, container("c", &["other"]), image.clone()).await.unwrap_err();
+        assert_eq!(other.kind, ErrorKind::AlreadyExists);
+        // One that has run is no longer in the making.
+        m.start_session(&first).await.unwrap();
+        let late = m.create_session(&id, spec("c"), image.clone()).await.unwrap_err();
+        assert_eq!(late.kind, ErrorKind::AlreadyExists);
+        assert_eq!(m.list_sessions().len(), 1);
+
+        let (a, b) = (m.clone(), m.clone());
+        let both = |m: a3s_box_runtime::BoxManager| {
+            let (id, image) = (id.clone(), image.clone());
+            async move { m.create_session(&id, container("both", &["sleep"]), image).await }
+        };
+        let (one, two) = tokio::join!(both(a), both(b));
+        assert_eq!(one.unwrap(), two.unwrap());
+    });
+}
+
+/// After a list that missed the pod kubelet started attempt 1 of a container beside attempt 0, for good.
+#[test]
+fn a_container_of_which_another_attempt_runs_is_not_made() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let m = daemon.manager.clone();
+    daemon.run(async {
+        let id = m.run_box(pod("p", &world.path("logs"))).await.unwrap();
+        let image = image(world.dir.path());
+        let attempt = |attempt| {
+            let mut spec = container("c", &["sleep"]);
+            spec.attempt = attempt;
+            spec
+        };
+        let first = launch(&m, &id, attempt(0), image.clone()).await.unwrap();
+        let refused = m.create_session(&id, attempt(1), image.clone()).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::AlreadyExists);
+        let told = refused.to_string();
+        assert!(
+            told.contains(first.short()) && told.contains("attempt 0") && told.contains("stop it"),
+            "{told}"
+        );
+        // Another container, the same name in another pod, and attempts that do not run hinder nobody.
+        launch(&m, &id, container("d", &["sleep"]), image.clone()).await.unwrap();
+        let other = m.run_box(pod("other", &world.path("logs"))).await.unwrap();
+        launch(&m, &other, attempt(1), image.clone()).await.unwrap();
+        m.stop_session(&first, Duration::ZERO).await.unwrap();
+        m.create_session(&id, attempt(1), image.clone()).await.unwrap();
+        launch(&m, &id, attempt(2), image).await.unwrap();
     });
 }

@@ -23,8 +23,11 @@ const EMULATED: &str = "mitigations=off lpj=10000000";
 /// patch its locks for one processor (0.15 s).
 const EMULATED_SINGLE: &str = "nolapic_timer noreplace-smp";
 
-/// What the kernel of `plan` is told.
-pub fn compose(plan: &BoxPlan, hypervisor: &Hypervisor) -> String {
+/// What the kernel of `plan` is told. `counter_khz`: how fast the host processor's counter counts, which is also the guest's.
+///
+/// Under emulation the guest cannot find that out: it would compare the counter with an emulated timer, mostly without
+/// success, and then count that timer's interrupts instead, of which a busy host loses many.
+pub fn compose(plan: &BoxPlan, hypervisor: &Hypervisor, counter_khz: Option<u32>) -> String {
     let (reboot, emulated) = match hypervisor {
         Hypervisor::Libkrun => (REBOOT_LIBKRUN, false),
         Hypervisor::Qemu(qemu) => match qemu.accel {
@@ -33,8 +36,10 @@ pub fn compose(plan: &BoxPlan, hypervisor: &Hypervisor) -> String {
         },
     };
     let mut words = vec![COMMON, reboot];
+    let counter = counter_khz.map(|khz| format!("tsc_early_khz={khz}"));
     if emulated {
         words.push(EMULATED);
+        words.extend(counter.as_deref());
     }
     if emulated && plan.vcpus == 1 {
         words.push(EMULATED_SINGLE);
@@ -54,25 +59,35 @@ mod tests {
     fn shortcuts_for_emulation_are_not_taken_on_hardware() {
         let single = BoxPlan { vcpus: 1, cmdline: "a3s.debug=1".to_owned(), ..plan() };
         for hypervisor in [Hypervisor::Libkrun, Hypervisor::Qemu(spec(Accel::Kvm))] {
-            let on_hardware = compose(&single, &hypervisor);
-            for shortcut in ["nolapic_timer", "mitigations=off", "lpj="] {
+            let on_hardware = compose(&single, &hypervisor, Some(2_500_000));
+            for shortcut in ["nolapic_timer", "mitigations=off", "lpj=", "tsc_early_khz"] {
                 assert!(!on_hardware.contains(shortcut), "{shortcut} in {on_hardware}");
             }
         }
-        let emulated = compose(&single, &Hypervisor::Qemu(spec(Accel::Tcg)));
+        let emulated = compose(&single, &Hypervisor::Qemu(spec(Accel::Tcg)), None);
         assert!(emulated.contains("nolapic_timer noreplace-smp"), "{emulated}");
         assert!(emulated.ends_with(" a3s.debug=1"), "{emulated}");
     }
 
+    /// Clocks of emulated guests lost seconds per minute on a busy host, and ticked in steps of four milliseconds.
+    #[test]
+    fn an_emulated_guest_is_told_how_fast_its_counter_counts() {
+        let emulated = Hypervisor::Qemu(spec(Accel::Tcg));
+        let told = compose(&plan(), &emulated, Some(2_445_418));
+        assert!(told.split(' ').any(|word| word == "tsc_early_khz=2445418"), "{told}");
+        // A host on which it cannot be measured.
+        assert!(!compose(&plan(), &emulated, None).contains("tsc_early_khz"));
+    }
+
     #[test]
     fn several_vcpus_keep_their_local_timers() {
-        let emulated = compose(&BoxPlan { vcpus: 2, ..plan() }, &Hypervisor::Qemu(spec(Accel::Tcg)));
+        let emulated = compose(&BoxPlan { vcpus: 2, ..plan() }, &Hypervisor::Qemu(spec(Accel::Tcg)), None);
         assert!(emulated.contains("lpj=") && !emulated.contains("nolapic_timer"), "{emulated}");
     }
 
     #[test]
     fn a_reboot_is_what_each_hypervisor_ends_by() {
-        assert!(compose(&plan(), &Hypervisor::Libkrun).contains("reboot=k"));
-        assert!(compose(&plan(), &Hypervisor::Qemu(spec(Accel::Kvm))).contains("reboot=t"));
+        assert!(compose(&plan(), &Hypervisor::Libkrun, None).contains("reboot=k"));
+        assert!(compose(&plan(), &Hypervisor::Qemu(spec(Accel::Kvm)), None).contains("reboot=t"));
     }
 }

@@ -42,7 +42,20 @@ pub(crate) fn set_mount_attributes(
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 { Ok(()) } else { Err(explained(io::Error::last_os_error())) }
+}
+
+/// A kernel without the call must not be mistaken for a volume that cannot be had: nothing is handed to a box with fewer
+/// restrictions than asked for.
+fn explained(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel of this host cannot restrict a mount with all that is mounted below it (mount_setattr); \
+             use Linux 5.12 or newer",
+        ),
+        _ => error,
+    }
 }
 
 /// Registers a descriptor with the runtime for reading.
@@ -50,4 +63,17 @@ pub(crate) fn set_mount_attributes(
 pub(crate) fn watch_readable(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd names the same open descriptor until it is dropped, which AsyncFd does after deregistering.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_cannot_restrict_mounts_is_named_as_the_reason() {
+        let unsupported = explained(io::Error::from_raw_os_error(libc::ENOSYS));
+        assert!(unsupported.to_string().contains("5.12"), "{unsupported}");
+        let other = explained(io::Error::from_raw_os_error(libc::EPERM));
+        assert_eq!(other.raw_os_error(), Some(libc::EPERM));
+    }
 }

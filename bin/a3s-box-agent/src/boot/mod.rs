@@ -18,7 +18,7 @@ use crate::rpc::Service;
 use crate::session::cgroup;
 use crate::session::table::Table;
 use crate::vsock::{self, Capped};
-use crate::{netlink, streams};
+use crate::{clock, netlink, streams};
 use mounts::MountError;
 
 /// No message of the host is larger: a command line may have 1 MiB, an environment 10,000 entries.
@@ -108,6 +108,7 @@ async fn serve(mut stages: Stages) -> Result<(), BootError> {
     tokio::select! {
         served = server => served.map_err(BootError::Serve),
         never = accept_streams(stdio, table) => match never {},
+        never = clock::follow() => match never {},
         reaped = reaper.run() => reaped.map_err(step("reap processes")),
     }
 }

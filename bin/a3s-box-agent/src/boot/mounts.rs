@@ -28,6 +28,8 @@ fn fail<E: Into<io::Error>>(step: &'static str, path: &'static str) -> impl FnOn
 }
 
 const SECURE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+/// Of the pod's /dev/shm. Programs may be executed from it and mapped executable, as libffi and databases do.
+pub const SHM_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 /// The scratch disk.
 const DISK: &str = "/dev/vda";
 
@@ -66,7 +68,7 @@ pub fn mount_kernel_file_systems() -> Result<(), MountError> {
     {
         make_directory(directory)?;
     }
-    mount_at("tmpfs", paths::SHM, SECURE, c"mode=1777,size=64m")
+    mount_at("tmpfs", paths::SHM, SHM_FLAGS, c"mode=1777,size=64m")
 }
 
 /// The share and the scratch disk. A box without a share can have no images; one without a disk writes to

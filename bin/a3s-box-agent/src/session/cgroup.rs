@@ -202,16 +202,23 @@ impl Cgroup {
         if number == libc::SIGKILL {
             return self.kill().map_err(io::Error::other);
         }
-        for directory in self.nested() {
-            let processes = std::fs::read_to_string(directory.join("cgroup.procs"))?;
-            for pid in processes.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 0) {
-                match sys::kill(pid, number) {
-                    Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
-                    _ => {}
-                }
+        for pid in self.processes()? {
+            match sys::kill(pid, number) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    /// The processes in it and below.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut found = Vec::new();
+        for directory in self.nested() {
+            let processes = std::fs::read_to_string(directory.join("cgroup.procs"))?;
+            found.extend(processes.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 0));
+        }
+        Ok(found)
     }
 
     /// Itself and the cgroups that the workload made in it, every parent before its children.

@@ -146,7 +146,8 @@ fn start(
     }
 }
 
-fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+/// A file for a stage to read from, in memory only.
+pub fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("a3s-spec", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(file);
     file.write_all(bytes)?;

@@ -10,6 +10,7 @@
 pub mod cgroup;
 pub mod devices;
 pub mod exec;
+pub mod family;
 pub mod launch;
 pub mod layers;
 pub mod table;

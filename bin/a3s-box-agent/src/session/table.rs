@@ -1,29 +1,33 @@
 //! All sessions and execs of this box, and what can be done to them.
 
+mod pod;
+
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use a3s_box_protocol::proto::{
     CgroupSetting, CreateSessionRequest, ExecRequest, NetworkInterface, PidMode, ResolvedUser, UserNamespace,
+    UserNumbers,
 };
 use prost::Message;
 use rustix::process::Pid;
 use tokio::sync::oneshot;
 
 use super::exec::{self, Exec};
-use super::launch::{self, Control, StageProcess};
+use super::family;
+use super::launch::{self, StageProcess};
 use super::layers::{self, Layers};
 use super::users::Users;
 use super::{Directory, End, Holdings, Live, Namespaces, Phase, Session, SessionError};
-use crate::control;
 use crate::paths;
 use crate::reaper::{Exit, Reaper};
 use crate::session::cgroup::Cgroup;
 use crate::spawn::{PidSpace, Spawn};
 use crate::stage::{self, SessionStage};
 use crate::stdio::Totals;
+use pod::PodPids;
 
 /// More sessions than a pod can have containers.
 const MAX_SESSIONS: usize = 1024;
@@ -53,13 +57,8 @@ struct Inner {
     pod: tokio::sync::Mutex<Option<Arc<PodPids>>>,
     /// The user namespace of all sessions, if they have one.
     users: tokio::sync::OnceCell<Users>,
-}
-
-/// The pod's shared pid namespace, held by a process of ours that reaps in it.
-#[derive(Debug)]
-struct PodPids {
-    namespace: OwnedFd,
-    _control: Control,
+    /// As whom process 1 of the shared pid namespace runs, if the host has said so.
+    init_user: OnceLock<UserNumbers>,
 }
 
 impl Table {
@@ -69,13 +68,14 @@ impl Table {
     }
 
     /// Gives all later sessions a user namespace of their own, and the pod its network, host name and IPC in it.
-    /// Repeating it with the same mapping changes nothing.
+    /// `ping_groups` are those of the session whose members may ping. Repeating it with the same mapping changes nothing.
     pub async fn map_users(
         &self,
         mapping: &UserNamespace,
         interfaces: &[NetworkInterface],
+        ping_groups: Option<&str>,
     ) -> Result<(), SessionError> {
-        let make = || Users::enter(&self.inner.reaper, mapping, interfaces);
+        let make = || Users::enter(&self.inner.reaper, mapping, interfaces, ping_groups);
         let users = self.inner.users.get_or_try_init(make).await?;
         if users.mapping == *mapping { Ok(()) } else { Err(SessionError::OtherUsers) }
     }
@@ -248,39 +248,6 @@ impl Table {
         Ok((launched, namespaces))
     }
 
-    async fn pod_pids(&self) -> Result<Arc<PodPids>, SessionError> {
-        let mut pod = self.inner.pod.lock().await;
-        if let Some(pids) = &*pod {
-            return Ok(Arc::clone(pids));
-        }
-        let (ours, theirs) = control::pair().map_err(SessionError::launch("make a control socket"))?;
-        let ours = Control::new(ours).map_err(SessionError::launch("poll the control socket"))?;
-        let spawn = Spawn {
-            role: stage::PAUSE,
-            descriptors: vec![(theirs.as_fd(), stage::CONTROL_FD)],
-            cgroup: None,
-            pid_space: PidSpace::New,
-        };
-        let (pid, exit) =
-            self.inner.reaper.spawn(&spawn).map_err(SessionError::launch("start the pod's init"))?;
-        drop(theirs);
-        match ours.receive().await.map_err(SessionError::launch("hear from the pod's init"))? {
-            Some((control::Report::Ready(_), _)) => {}
-            Some((control::Report::Failure(failure), _)) => return Err(SessionError::Stage(failure)),
-            None => return Err(SessionError::StageDied { out_of_memory: false }),
-        }
-        let namespaces = Namespaces::of(pid).map_err(SessionError::launch("open the pod's pid namespace"))?;
-        let pids = Arc::new(PodPids { namespace: namespaces.pid, _control: ours });
-        *pod = Some(Arc::clone(&pids));
-        let table = self.clone();
-        tokio::spawn(async move {
-            // Its namespace dies with it; the next session that shares gets a new one.
-            let _ = exit.await;
-            table.inner.pod.lock().await.take();
-        });
-        Ok(pids)
-    }
-
     /// Executes a created session's program.
     pub async fn start(&self, id: &str) -> Result<(Pid, ResolvedUser), SessionError> {
         let session = self.session(id)?;
@@ -438,9 +405,14 @@ impl Table {
         Ok((exit, exec.stdio.totals()))
     }
 
-    /// Signals an exec's process; one that has ended is success.
-    pub fn signal_exec(&self, id: &str, number: i32) -> Result<(), SessionError> {
+    /// Signals an exec's process, and with `all` what it has started; one that has ended is success.
+    pub fn signal_exec(&self, id: &str, number: i32, all: bool) -> Result<(), SessionError> {
         let exec = self.exec(id)?;
+        if all {
+            let live = self.session(&exec.session_id)?.live()?;
+            return family::signal(&live.cgroup, exec.pid.as_raw_pid(), number)
+                .map_err(|source| SessionError::Signal { number, source });
+        }
         self.inner
             .reaper
             .signal(exec.pid, number)

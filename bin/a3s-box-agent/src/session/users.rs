@@ -7,11 +7,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use a3s_box_protocol::proto::{IdRange, NetworkInterface, UserNamespace};
+use a3s_box_protocol::proto::{IdRange, NetworkInterface, UserNamespace, UserNumbers};
 use nix::sched::{CloneFlags, setns};
 
 use super::SessionError;
-use super::launch::Control;
+use super::launch::{self, Control};
 use crate::control::{self, Report};
 use crate::netlink;
 use crate::reaper::Reaper;
@@ -28,17 +28,29 @@ pub struct Users {
 }
 
 impl Users {
+    /// The guest's numbers of a user of the pod; what the pod does not have is its last one.
+    pub fn outside(&self, user: UserNumbers) -> UserNumbers {
+        let number = |range: &Option<IdRange>, id: u32| {
+            let range = range.unwrap_or_default();
+            range.start + id.min(range.count.saturating_sub(1))
+        };
+        UserNumbers { uid: number(&self.mapping.uids, user.uid), gid: number(&self.mapping.gids, user.gid) }
+    }
+
     /// Makes the namespaces, takes the NICs along and enters.
     pub async fn enter(
         reaper: &Reaper,
         mapping: &UserNamespace,
         interfaces: &[NetworkInterface],
+        ping_groups: Option<&str>,
     ) -> Result<Self, SessionError> {
         let (ours, theirs) = control::pair().map_err(SessionError::launch("make a control socket"))?;
         let control = Control::new(ours).map_err(SessionError::launch("poll the control socket"))?;
+        let spec = launch::memory_file(ping_groups.unwrap_or_default().as_bytes())
+            .map_err(SessionError::launch("write the specification"))?;
         let spawn = Spawn {
             role: stage::USERS,
-            descriptors: vec![(theirs.as_fd(), stage::CONTROL_FD)],
+            descriptors: vec![(theirs.as_fd(), stage::CONTROL_FD), (spec.as_fd(), stage::SPEC_FD)],
             cgroup: None,
             pid_space: PidSpace::Same,
         };

@@ -26,7 +26,7 @@ const LINKS: [(&str, &str); 6] = [
 ];
 
 /// The group of terminals.
-const TTY: u32 = 5;
+pub const TTY: u32 = 5;
 
 /// How deep the guest's own /dev is searched for nodes.
 const MAX_DEPTH: u32 = 4;
@@ -52,6 +52,12 @@ pub fn mount(tree: &Tree, users: &Users, privileged: bool) -> io::Result<()> {
         tree.link(&dev, name, target)?;
     }
     mount_below(tree, users)
+}
+
+/// The group that devpts is told of. It reads a signed number, and user namespaces may begin anywhere in 32 bits; beyond
+/// the middle a terminal is born in the group of whoever opens it, and the session's own is given away by number.
+fn terminal_group(users: &Users) -> Option<u32> {
+    users.group(TTY).filter(|group| i32::try_from(*group).is_ok())
 }
 
 fn fill(dev: &OwnedFd, privileged: bool) -> io::Result<()> {
@@ -95,7 +101,7 @@ fn copy_nodes(from: &Path, to: &OwnedFd, depth: u32) -> io::Result<()> {
 
 fn mount_below(tree: &Tree, users: &Users) -> io::Result<()> {
     let no_code = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
-    let group = users.group(TTY).map(|group| group.to_string());
+    let group = terminal_group(users).map(|group| group.to_string());
     let mut options = vec![("ptmxmode", Some("0666")), ("mode", Some("0620")), ("source", Some("devpts"))];
     options.extend(group.as_deref().map(|group| ("gid", Some(group))));
     let terminals = make("devpts", &options, no_code)?;

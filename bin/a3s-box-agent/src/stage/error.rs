@@ -78,6 +78,15 @@ pub enum StageError {
         /// What is wrong.
         reason: String,
     },
+    /// The groups that may ping, which the user namespace must have.
+    #[error("sysctl net.ipv4.ping_group_range = {value:?}, in the pod's user namespace: {source}")]
+    PingGroups {
+        /// As asked for.
+        value: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The user does not exist.
     #[error(transparent)]
     User(#[from] UserError),
@@ -103,6 +112,7 @@ impl StageError {
             | Self::MountSource { .. }
             | Self::WorkingDirectory { .. }
             | Self::Rlimit { .. }
+            | Self::PingGroups { .. }
             | Self::User(_)
             | Self::Environment(_) => FailureKind::Invalid,
             Self::Program(ProgramError::NotFound { .. }) => FailureKind::ProgramNotFound,

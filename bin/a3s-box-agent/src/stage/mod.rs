@@ -21,9 +21,10 @@ pub mod users;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use a3s_box_protocol::proto::{CreateSessionRequest, Process, UserNamespace};
+use a3s_box_protocol::proto::{CreateSessionRequest, Process, UserNamespace, UserNumbers};
 use nix::sched::{CloneFlags, setns};
 use prost::Message;
+use rustix::fs::Gid;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::DumpableBehavior;
 
@@ -32,14 +33,14 @@ use crate::{paths, sys};
 use error::{Context, StageError};
 use process::Terminal;
 use user::Identity;
-use users::{Owner, Users};
+use users::Users;
 
 /// `argv[0]` of a process that becomes a session's first process.
 pub const SESSION: &CStr = c"a3s-session";
 /// `argv[0]` of a process that joins a session.
 pub const EXEC: &CStr = c"a3s-exec";
-/// `argv[0]` of process 1 of the pod's shared pid namespace.
-pub const PAUSE: &CStr = c"a3s-pause";
+/// `argv[0]` of process 1 of the pod's shared pid namespace, as those who look for a pod's pause process know it.
+pub const PAUSE: &CStr = c"/pause";
 /// `argv[0]` of a process that deletes a directory tree.
 pub const REMOVE: &CStr = c"a3s-remove";
 
@@ -100,7 +101,7 @@ pub fn session() {
         let identity = user::resolve_here(&wanted.user.clone().unwrap_or_default())?;
         let env = environment::merge(&wanted.env, &identity.home, wanted.terminal)?;
         process::enter_working_directory(&wanted, users.root())?;
-        let terminal = stdio(&wanted, users.owner(&identity)?)?;
+        let terminal = stdio(&wanted, &users, &identity)?;
         if let Some(terminal) = &terminal {
             bind_console(&tree, terminal)?;
         }
@@ -134,7 +135,7 @@ pub fn exec() {
         let identity = user::resolve_here(&wanted.user.clone().unwrap_or_default())?;
         let env = environment::merge(&wanted.env, &identity.home, wanted.terminal)?;
         process::enter_working_directory(&wanted, users.root())?;
-        let terminal = stdio(&wanted, users.owner(&identity)?)?;
+        let terminal = stdio(&wanted, &users, &identity)?;
         limits.apply()?;
         users.enter()?;
         ready(control, &identity, terminal)?;
@@ -142,7 +143,7 @@ pub fn exec() {
     });
 }
 
-/// Runs as process 1 of the pod's pid namespace: reaps, and sees no files.
+/// Runs as process 1 of the pod's pid namespace: reaps, sees no files and may do nothing.
 pub fn pause() {
     let hide = || -> Result<(), StageError> {
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("unshare", "the mount namespace")?;
@@ -154,9 +155,15 @@ pub fn pause() {
         rustix::mount::unmount(".", UnmountFlags::DETACH).context("unmount", "the old root")
     };
     with_control(|control| {
+        let user = UserNumbers::decode(read_spec()?.as_slice())?;
+        rustix::thread::set_name(c"pause").context("name", "the process")?;
+        hide()?;
+        process::become_user(user.uid, user.gid)?;
+        // Both are reset by a change of users.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .context("hide", "the process")?;
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .context("end with", "the agent")?;
-        hide()?;
         sys::close_on_exec_from(3).context("close", "descriptors")?;
         control::send_report(control.as_fd(), Report::Ready(Default::default()), None)
             .context("report", "ready")?;
@@ -177,6 +184,7 @@ pub fn make_users() {
             control::send_report(control.as_fd(), Report::Ready(Default::default()), None)
                 .context("report", "ready")
         };
+        let ping_groups = read_spec()?;
         nix::sched::unshare(CloneFlags::CLONE_NEWUSER).context("unshare", "the user namespace")?;
         tell()?;
         if !control::wait_for_go(control).context("wait for", "the mapping")? {
@@ -184,6 +192,13 @@ pub fn make_users() {
         }
         nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
             .context("unshare", "network, host name and IPC")?;
+        if !ping_groups.is_empty() {
+            // From in here the numbers are the pod's.
+            std::fs::write(paths::PING_GROUPS, &ping_groups).map_err(|source| StageError::PingGroups {
+                value: String::from_utf8_lossy(&ping_groups).into_owned(),
+                source,
+            })?;
+        }
         tell()?;
         control::wait_for_go(control).context("wait for", "the end").map(drop)
     });
@@ -210,9 +225,11 @@ fn read_spec() -> Result<Vec<u8>, StageError> {
     Ok(bytes)
 }
 
-fn stdio(wanted: &Process, owner: Owner) -> Result<Option<Terminal>, StageError> {
+fn stdio(wanted: &Process, users: &Users, identity: &Identity) -> Result<Option<Terminal>, StageError> {
+    let owner = users.owner(identity)?;
     if wanted.terminal {
-        return process::open_terminal(wanted, owner).map(Some);
+        let group = users.group(devices::TTY).map(Gid::from_raw);
+        return process::open_terminal(wanted, owner, group).map(Some);
     }
     process::own_stdio(owner);
     Ok(None)

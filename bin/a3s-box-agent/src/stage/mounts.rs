@@ -37,6 +37,22 @@ pub fn mount(tree: &Tree, mount: &Mount, directory: &str) -> Result<(), StageErr
     attach(&detached, target).map_err(fail("attach"))
 }
 
+/// The mounts in the order in which none hides another that lies below it: by the depth of what their targets lead to
+/// before any is made. Of those that are equally deep the later one in the request comes later.
+pub fn from_the_root_down<'a>(tree: &Tree, mounts: &'a [Mount]) -> Result<Vec<&'a Mount>, StageError> {
+    let mut ordered = Vec::with_capacity(mounts.len());
+    for mount in mounts {
+        let destination = tree.destination(&mount.target).map_err(|source| StageError::Mount {
+            target: mount.target.clone(),
+            step: "find the mount point",
+            source,
+        })?;
+        ordered.push((destination.len(), mount));
+    }
+    ordered.sort_by_key(|(depth, _)| *depth);
+    Ok(ordered.into_iter().map(|(_, mount)| mount).collect())
+}
+
 fn attributes(mount: &Mount) -> Result<u64, StageError> {
     let image = matches!(mount.source, Some(Source::Image(_)));
     let mut set = if mount.readonly || image { attr::RDONLY } else { 0 };

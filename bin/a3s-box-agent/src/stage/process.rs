@@ -137,6 +137,14 @@ fn drop_privileges(process: &Process, identity: &Identity) -> Result<(), StageEr
     Ok(())
 }
 
+/// Becomes a user of the guest without any group besides, for good: without root the capabilities go too.
+pub fn become_user(uid: u32, gid: u32) -> Result<(), StageError> {
+    rustix::thread::set_thread_groups(&[]).context("set", "supplemental groups")?;
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_res_gid(group, group, group).context("set gid", gid)?;
+    rustix::thread::set_thread_res_uid(user, user, user).context("set uid", uid)
+}
+
 fn set_identity(identity: &Identity) -> Result<(), StageError> {
     rustix::thread::set_keep_capabilities(true).context("keep", "capabilities")?;
     let groups: Vec<Gid> = identity.groups.iter().map(|g| Gid::from_raw(*g)).collect();
@@ -180,8 +188,8 @@ fn set_capabilities(wanted: &Capabilities) -> Result<(), StageError> {
 }
 
 /// Makes a terminal in the session's own devpts, makes it this process's controlling terminal and its
-/// stdio, and returns the master and the slave's path.
-pub fn open_terminal(process: &Process, owner: Owner) -> Result<Terminal, StageError> {
+/// stdio, and returns the master and the slave's path. `group` is the one of terminals, if the session has it.
+pub fn open_terminal(process: &Process, owner: Owner, group: Option<Gid>) -> Result<Terminal, StageError> {
     use rustix::fs::OFlags;
     use rustix::pty::OpenptFlags;
 
@@ -200,8 +208,7 @@ pub fn open_terminal(process: &Process, owner: Owner) -> Result<Terminal, StageE
     if size.ws_row != 0 && size.ws_col != 0 {
         rustix::termios::tcsetwinsize(&master, size).context("set the size of", "a terminal")?;
     }
-    // The group stays the one that devpts gives (tty).
-    rustix::fs::fchown(&slave, Some(owner.uid), None).context("own", "a terminal")?;
+    rustix::fs::fchown(&slave, Some(owner.uid), group).context("own", "a terminal")?;
     rustix::process::ioctl_tiocsctty(&slave).context("take", "the controlling terminal")?;
     nix::unistd::dup2_stdin(&slave).context("duplicate", "stdin")?;
     nix::unistd::dup2_stdout(&slave).context("duplicate", "stdout")?;

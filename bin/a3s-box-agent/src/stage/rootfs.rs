@@ -31,7 +31,7 @@ pub fn assemble(stage: &SessionStage, users: &Users) -> Result<Tree, StageError>
     let tree = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?.owned_by(users.root());
     kernel_file_systems(&tree, request.privileged)?;
     devices::mount(&tree, users, request.privileged).context("fill", "/dev")?;
-    for mount in &request.mounts {
+    for mount in mounts::from_the_root_down(&tree, &request.mounts)? {
         mounts::mount(&tree, mount, &stage.directory)?;
     }
     mounts::mount_etc(&tree, &request.etc_files, &request.mounts, &format!("{}/etc", stage.directory))?;

@@ -126,6 +126,50 @@ impl Tree {
         }
     }
 
+    /// The names from the root down to what `path` leads to, links followed as far as they are there now. What is
+    /// missing is taken by its name.
+    pub fn destination(&self, path: &str) -> io::Result<Vec<String>> {
+        let mut there: Vec<String> = Vec::new();
+        let mut ahead = reversed(path);
+        let mut links = 0;
+        while let Some(name) = ahead.pop() {
+            match name.as_str() {
+                ".." => drop(there.pop()),
+                _ => match self.link_target(&there, &name)? {
+                    None => there.push(name),
+                    Some(target) => {
+                        links += 1;
+                        if links > MAX_LINKS {
+                            return Err(Errno::LOOP.into());
+                        }
+                        if target.starts_with('/') {
+                            there.clear();
+                        }
+                        ahead.extend(reversed(&target));
+                    }
+                },
+            }
+        }
+        Ok(there)
+    }
+
+    /// Where `name` in `directory`, a path without links, leads to if it is a link.
+    fn link_target(&self, directory: &[String], name: &str) -> io::Result<Option<String>> {
+        let path = directory.iter().map(|part| format!("{part}/")).collect::<String>() + name;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let found = match rustix::fs::openat2(&self.root, &*path, flags, Mode::empty(), resolve) {
+            Ok(found) => found,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if kind_of(&found)? != FileType::Symlink {
+            return Ok(None);
+        }
+        let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
+        Ok(Some(target.into_string().map_err(|_| Errno::ILSEQ)?))
+    }
+
     /// Puts a detached mount at `target`.
     pub fn attach(&self, mount: impl AsFd, target: impl AsFd) -> io::Result<()> {
         attach(mount, target)
@@ -138,6 +182,11 @@ impl Tree {
             other => Ok(other?),
         }
     }
+}
+
+/// The names of a path, the last one first; empty names and `.` mean nothing.
+fn reversed(path: &str) -> Vec<String> {
+    path.split('/').rev().filter(|name| !matches!(*name, "" | ".")).map(str::to_owned).collect()
 }
 
 /// Puts a detached mount at `target`.
@@ -213,6 +262,28 @@ mod tests {
         symlink("../run/resolve/stub.conf", directory.path().join("etc/resolv.conf")).unwrap();
         tree.find_or_make("/etc/resolv.conf", Node::File).unwrap();
         assert!(directory.path().join("run/resolve/stub.conf").is_file());
+    }
+
+    #[test]
+    fn a_destination_is_what_the_links_of_the_image_lead_to() {
+        let (directory, tree) = tree();
+        std::fs::create_dir_all(directory.path().join("var/lib/deep")).unwrap();
+        symlink("/run", directory.path().join("var/run")).unwrap();
+        symlink("lib/deep/..", directory.path().join("var/up")).unwrap();
+        symlink("../../../outside", directory.path().join("var/out")).unwrap();
+        let leads_to = |path: &str| tree.destination(path).unwrap().join("/");
+        for (path, expected) in [
+            ("/", ""),
+            ("//data/./sub/", "data/sub"),
+            ("/data/../../x", "x"),
+            ("/var/run/secrets", "run/secrets"),
+            ("/var/up/x/y", "var/lib/x/y"),
+            ("/var/out/x", "outside/x"),
+        ] {
+            assert_eq!(leads_to(path), expected, "{path}");
+        }
+        symlink("loop", directory.path().join("loop")).unwrap();
+        assert!(tree.destination("/loop/x").is_err());
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! A box without a machine: the agent's sessions in namespaces of the test's own thread, with the directories that
 //! boot would have made. It needs root; without it a test says so and ends.
 
+// Each test file uses its own part.
+#![allow(dead_code)]
+
 use std::ffi::CString;
 use std::fs;
 use std::future::Future;
@@ -84,7 +87,7 @@ fn busybox_volume() {
     fs::set_permissions(bin.join("busybox"), fs::Permissions::from_mode(0o755)).unwrap();
     for applet in [
         "sh", "cat", "ls", "ps", "id", "sleep", "echo", "true", "tty", "stty", "touch", "grep", "mount",
-        "pwd", "wc",
+        "pwd", "wc", "chmod", "setsid",
     ] {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
     }
@@ -211,6 +214,17 @@ impl TestBox {
         let stderr = self.read(&id, "", Kind::Stderr).await;
         self.table.delete(&id).await.unwrap();
         Outcome { code, stdout, stderr }
+    }
+
+    /// As [`Self::run`], for a session whose only output is its terminal's.
+    pub(crate) async fn run_with_terminal(&self, request: CreateSessionRequest) -> String {
+        let id = request.session_id.clone();
+        self.table.create(request).await.unwrap();
+        self.table.start(&id).await.unwrap();
+        self.table.wait(&id).await.unwrap();
+        let output = self.read(&id, "", Kind::Stdout).await;
+        self.table.delete(&id).await.unwrap();
+        output
     }
 
     pub(crate) async fn exec(&self, session: &str, exec: &str, process: Process) -> Outcome {

@@ -1,7 +1,7 @@
 //! `PodSandboxConfig` to [`BoxSpec`].
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use a3s_box_core::bandwidth::Bandwidth;
 use a3s_box_core::egress::{self, Cidr, EgressPolicy};
@@ -32,8 +32,9 @@ pub fn box_spec(
         return Err(InvalidRequest::new("config.windows", "boxes run Linux; remove the field"));
     }
     let linux = config.linux.unwrap_or_default();
-    let user_namespace =
-        linux.security_context.as_ref().map(security::sandbox_context).transpose()?.flatten();
+    let context = linux.security_context.unwrap_or_default();
+    let user_namespace = security::sandbox_context(&context)?;
+    let init_user = security::init_user(&context, user_namespace)?;
     let identity = identity(config.metadata)?;
     let hostname = hostname(config.hostname, &identity.name)?;
     let annotations = sorted(config.annotations);
@@ -46,7 +47,7 @@ pub fn box_spec(
         hostname,
         labels: sorted(config.labels),
         annotations,
-        log_directory: absolute(config.log_directory, "config.log_directory")?,
+        log_directory: log_directory(config.log_directory)?,
         runtime_handler: handler,
         cgroup_parent: given(linux.cgroup_parent),
         size: box_size(linux.resources.as_ref(), linux.overhead.as_ref(), policy),
@@ -60,6 +61,7 @@ pub fn box_spec(
         network: NetworkMode::Pod,
         egress,
         user_namespace,
+        init_user,
     })
 }
 
@@ -102,14 +104,15 @@ fn hostname(name: String, pod: &str) -> Result<String, InvalidRequest> {
     Ok(name)
 }
 
-fn absolute(path: String, field: &str) -> Result<Option<PathBuf>, InvalidRequest> {
-    let path = given(path).map(PathBuf::from);
-    match path {
-        Some(path) if !path.is_absolute() => {
-            Err(InvalidRequest::new(field, format!("{} is not an absolute path", path.display())))
-        }
-        path => Ok(path),
+/// A relative path begins at the host's root: that is the working directory of a runtime that systemd has started, from
+/// which others take it. Where this daemon happens to have been started must not decide where logs are.
+fn log_directory(path: String) -> Result<Option<PathBuf>, InvalidRequest> {
+    let Some(path) = given(path) else { return Ok(None) };
+    if Path::new(&path).components().any(|part| part == Component::ParentDir) {
+        let problem = format!("{path:?} has \"..\" in it; give the path of the directory itself");
+        return Err(InvalidRequest::new("config.log_directory", problem));
     }
+    Ok(Some(Path::new("/").join(path)))
 }
 
 fn port_mappings(mappings: Vec<proto::PortMapping>) -> Result<Vec<PortMapping>, InvalidRequest> {
@@ -376,11 +379,19 @@ mod tests {
         }
     }
 
+    /// containerd takes it from its working directory, which is the root; here such a pod was refused.
     #[test]
-    fn relative_log_directories_and_windows_pods_are_refused() {
+    fn a_relative_log_directory_begins_at_the_root() {
         let mut relative = request();
-        config(&mut relative).log_directory = "logs".to_owned();
-        assert_eq!(refused_field(relative), "config.log_directory");
+        config(&mut relative).log_directory = "./logs/web".to_owned();
+        assert_eq!(convert(relative).unwrap().log_directory, Some(PathBuf::from("/./logs/web")));
+    }
+
+    #[test]
+    fn a_log_directory_that_climbs_and_windows_pods_are_refused() {
+        let mut climbing = request();
+        config(&mut climbing).log_directory = "logs/../../etc".to_owned();
+        assert_eq!(refused_field(climbing), "config.log_directory");
         let mut windows = request();
         config(&mut windows).windows = Some(Default::default());
         assert_eq!(refused_field(windows), "config.windows");

@@ -8,12 +8,14 @@ use std::path::PathBuf;
 
 use a3s_box_core::SessionId;
 use a3s_box_core::seccomp::SeccompProfile;
-use a3s_box_core::spec::{CapabilitySpec, PidNamespace, SeccompSpec, UserNamespace, UserSpec};
+use a3s_box_core::spec::{
+    CapabilitySpec, IdRange, InitUser, PidNamespace, SeccompSpec, UserNamespace, UserSpec,
+};
 
 use super::{InvalidRequest, kernel_id, users};
 use crate::proto::security_profile::ProfileType;
 use crate::proto::{
-    LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     SecurityProfile, SupplementalGroupsPolicy,
 };
 
@@ -37,7 +39,7 @@ pub const DEFAULT_READONLY_PATHS: [&str; 5] =
 const SANDBOX: &str = "config.linux.security_context";
 
 /// Refuses pods that want what lies outside of their virtual machine, and answers with the user namespace of the
-/// others. The rest of a sandbox' context is about a pause process, which a box does not have.
+/// others. The rest of a sandbox' context is about a pause process; of that a box has no more than [`init_user`].
 pub fn sandbox_context(
     context: &LinuxSandboxSecurityContext,
 ) -> Result<Option<UserNamespace>, InvalidRequest> {
@@ -52,6 +54,34 @@ pub fn sandbox_context(
         options.userns_options.as_ref(),
         &format!("{SANDBOX}.namespace_options.userns_options"),
     )
+}
+
+/// As whom process 1 of a pod runs whose containers share their processes.
+pub fn init_user(
+    context: &LinuxSandboxSecurityContext,
+    users: Option<UserNamespace>,
+) -> Result<Option<InitUser>, InvalidRequest> {
+    let id = |value: &Option<Int64Value>, name: &str, range: Option<IdRange>| {
+        let field = format!("{SANDBOX}.{name}");
+        let Some(id) = value.as_ref().map(|id| kernel_id(id.value, &field)).transpose()? else {
+            return Ok(None);
+        };
+        match range {
+            Some(range) if id >= range.count => {
+                let problem =
+                    format!("{id} is not in the pod's user namespace, which has 0 to {}", range.count - 1);
+                Err(InvalidRequest::new(field, problem))
+            }
+            Some(_) | None => Ok(Some(id)),
+        }
+    };
+    let uid = id(&context.run_as_user, "run_as_user", users.map(|users| users.uids))?;
+    let gid = id(&context.run_as_group, "run_as_group", users.map(|users| users.gids))?;
+    match (uid, gid) {
+        (None, None) => Ok(None),
+        (Some(uid), gid) => Ok(Some(InitUser { uid, gid: gid.unwrap_or(0) })),
+        (None, Some(_)) => Err(InvalidRequest::new(format!("{SANDBOX}.run_as_group"), "needs run_as_user")),
+    }
 }
 
 /// Network and IPC belong to the box as a whole, and no namespace is the host's.
@@ -266,7 +296,6 @@ mod tests {
     use a3s_box_core::seccomp::SeccompAction;
 
     use super::*;
-    use crate::proto::Int64Value;
 
     fn with_options(options: NamespaceOption) -> LinuxContainerSecurityContext {
         LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() }
@@ -282,6 +311,27 @@ mod tests {
         assert_eq!(mode(NamespaceMode::Node).unwrap_err().field, "c.namespace_options.pid");
         assert_eq!(mode(NamespaceMode::Target).unwrap_err().field, "c.namespace_options.target_id");
         assert_eq!(pid_namespace(&Default::default(), None, "c"), Ok(PidNamespace::Pod));
+    }
+
+    /// Process 1 of a pod whose containers share their processes was root, whoever the pod runs as.
+    #[test]
+    fn a_pods_process_1_is_its_user_and_one_that_the_pod_has() {
+        let context = |uid: Option<i64>, gid: Option<i64>| LinuxSandboxSecurityContext {
+            run_as_user: uid.map(|value| Int64Value { value }),
+            run_as_group: gid.map(|value| Int64Value { value }),
+            ..Default::default()
+        };
+        let range = IdRange { start: 100_000, count: 65_536 };
+        let users = Some(UserNamespace { uids: range, gids: range });
+        assert_eq!(init_user(&context(None, None), users), Ok(None));
+        let user = |uid, gid| Ok(Some(InitUser { uid, gid }));
+        assert_eq!(init_user(&context(Some(70_000), None), None), user(70_000, 0));
+        assert_eq!(init_user(&context(Some(1000), Some(2000)), users), user(1000, 2000));
+        let refused = |context| init_user(&context, users).unwrap_err().field;
+        assert_eq!(refused(context(Some(70_000), None)), "config.linux.security_context.run_as_user");
+        assert_eq!(refused(context(Some(1), Some(65_536))), "config.linux.security_context.run_as_group");
+        assert_eq!(refused(context(None, Some(1))), "config.linux.security_context.run_as_group");
+        assert_eq!(refused(context(Some(-1), None)), "config.linux.security_context.run_as_user");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! | command | order    | `prevResult`            | after an error | specification from |
 //! |---------|----------|-------------------------|----------------|--------------------|
-//! | ADD     | forward  | of the plugin before    | ends           | 0.3.0              |
-//! | DEL     | backward | of the last ADD         | goes on        | 0.3.0              |
+//! | ADD     | forward  | of the plugin before    | ends           | 0.1.0              |
+//! | DEL     | backward | of the last ADD         | goes on        | 0.1.0              |
 //! | CHECK   | forward  | of the last ADD         | ends           | 0.4.0              |
 //! | STATUS  | forward  | none                    | ends           | 1.1.0              |
 //! | GC      | forward  | none                    | goes on        | 1.1.0              |
@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tracing::Instrument;
@@ -54,6 +54,13 @@ pub struct ValidAttachment {
     /// `CNI_IFNAME` of its ADD.
     #[serde(rename = "ifname")]
     pub interface: String,
+}
+
+/// A plugin's answer to VERSION.
+#[derive(Deserialize)]
+struct Spoken {
+    #[serde(rename = "supportedVersions")]
+    supported_versions: Vec<String>,
 }
 
 /// A network and how its plugins are run.
@@ -118,10 +125,28 @@ impl Chain<'_> {
     /// Asks whether a pod is still connected as `result`, its ADD's, says. Only if [`Chain::knows_check`].
     pub async fn check(&self, attachment: &Attachment, result: &Value) -> Result<(), PluginError> {
         for plugin in &self.list.plugins {
+            if !self.checks_truly(plugin).await {
+                tracing::debug!(plugin = plugin.kind, "its CHECK proves nothing and is left out");
+                continue;
+            }
             let netns = Some(attachment.netns.as_path());
             self.call(Command::Check, plugin, attachment, netns, Some(result.clone())).await?;
         }
         Ok(())
+    }
+
+    /// Whether a plugin's CHECK can be believed. portmap's up to 1.1.1, which Debian 12 and 13 have, looks for rules of IPv6 that
+    /// its ADD had no reason to make, and fails for every pod with a published port. Those that speak 1.1.0 are mended;
+    /// nothing else tells them apart.
+    async fn checks_truly(&self, plugin: &PluginConf) -> bool {
+        const SUSPECT: &str = "portmap";
+        if plugin.kind != SUSPECT {
+            return true;
+        }
+        let conf = Map::from_iter([("cniVersion".to_owned(), self.list.version.as_str().into())]);
+        let answer = self.run(Command::Version, plugin, Vec::new(), conf).await;
+        let spoken = answer.ok().and_then(|answer| serde_json::from_slice::<Spoken>(&answer.stdout).ok());
+        spoken.is_some_and(|spoken| spoken.supported_versions.iter().any(|v| v == Version::V1_1_0.as_str()))
     }
 
     /// Whether the network can be asked for STATUS.

@@ -20,7 +20,11 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Version {
-    /// 0.3.0
+    /// 0.1.0, which is also what a configuration without a version is of.
+    V0_1_0,
+    /// 0.2.0
+    V0_2_0,
+    /// 0.3.0: lists of plugins; results with interfaces and any number of addresses.
     V0_3_0,
     /// 0.3.1
     V0_3_1,
@@ -33,7 +37,9 @@ pub enum Version {
 }
 
 impl Version {
-    const ALL: [(Version, &'static str); 5] = [
+    const ALL: [(Version, &'static str); 7] = [
+        (Version::V0_1_0, "0.1.0"),
+        (Version::V0_2_0, "0.2.0"),
         (Version::V0_3_0, "0.3.0"),
         (Version::V0_3_1, "0.3.1"),
         (Version::V0_4_0, "0.4.0"),
@@ -55,7 +61,7 @@ impl fmt::Display for Version {
 
 /// A version that we do not speak.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("CNI version {text:?} is not supported (0.3.0 to 1.1.0 are)")]
+#[error("CNI version {text:?} is not supported (0.1.0 to 1.1.0 are)")]
 pub struct UnsupportedVersion {
     /// What was written.
     pub text: String,
@@ -155,7 +161,7 @@ pub enum ConfProblem {
         /// What is there.
         found: String,
     },
-    /// `cniVersion` is missing or names a version that we do not speak.
+    /// `cniVersion` names a version that we do not speak.
     #[error(transparent)]
     Version(#[from] UnsupportedVersion),
 }
@@ -302,9 +308,13 @@ fn is_network_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// `cniVersion` and `cniVersions` (specification 1.1) are a set of choices: we take the highest that we speak.
+/// `cniVersion` and `cniVersions` (specification 1.1) are a set of choices: we take the highest that we speak. Without any the
+/// configuration is from before there were versions.
 fn version(top: &Map<String, Value>) -> Result<Version, ConfProblem> {
-    let main = top.get("cniVersion");
+    let main = top.get("cniVersion").filter(|value| value.as_str() != Some(""));
+    if main.is_none() && !top.contains_key("cniVersions") {
+        return Ok(Version::V0_1_0);
+    }
     let more = top.get("cniVersions").and_then(Value::as_array).into_iter().flatten();
     let spoken = main.into_iter().chain(more).filter_map(Value::as_str).filter_map(|text| text.parse().ok());
     spoken.max().ok_or_else(|| match main.and_then(Value::as_str) {

@@ -37,6 +37,8 @@ pub enum Command {
     Status,
     /// Release what belongs to nobody.
     Gc,
+    /// Which versions of the specification are spoken?
+    Version,
 }
 
 impl fmt::Display for Command {
@@ -47,6 +49,7 @@ impl fmt::Display for Command {
             Command::Check => "CHECK",
             Command::Status => "STATUS",
             Command::Gc => "GC",
+            Command::Version => "VERSION",
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The runtime's side of the Container Network Interface, versions 0.3.0 to 1.1.0.
+//! The runtime's side of the Container Network Interface, versions 0.1.0 to 1.1.0.
 //!
 //! [`conf`] finds the network configuration, [`request`] says what the plugins are told of the pod,
 //! [`exec`] runs one plugin, [`chain`] runs all of them in order, [`result`] reads what they answer.

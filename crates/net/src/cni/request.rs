@@ -95,13 +95,23 @@ impl Attachment {
     }
 
     /// A pod of which only the id is known, for DEL.
+    ///
+    /// It has a published port, whichever: portmap removes all that it made for a container, but without a port it takes
+    /// the pod for one that had none, and its rules would win over those of later pods.
     pub fn anonymous(id: &BoxId, netns: PathBuf) -> Self {
+        let some = PortMapping {
+            protocol: PortProtocol::Tcp,
+            container_port: 1,
+            host_port: 1,
+            host_ip: String::new(),
+        };
+        let ports = Value::Array(vec![port(&some)]);
         Self {
             container_id: names::container_id(id).to_owned(),
             netns,
             interface: names::INTERFACE.to_owned(),
             args: format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={id}"),
-            capabilities: Map::new(),
+            capabilities: [("portMappings".to_owned(), ports)].into_iter().collect(),
         }
     }
 }
@@ -149,13 +159,21 @@ fn capabilities(offer: Offer<'_>) -> Result<Map<String, Value>, RequestError> {
     Ok(map)
 }
 
-/// Plugins refuse a rate without a burst. The annotations know none, so that it is what other runtimes say: the most there is.
+/// The least burst in bits: one packet of a large MTU, 16 KiB. What does not fit into the bucket is never sent.
+const LEAST_BURST: u64 = 16 * 1024 * 8;
+
+/// Plugins refuse a rate without a burst, and the annotations know none: it is what goes through in a tenth of a second.
+/// The queue is as long as the burst, and the plugin counts the time of a burst in 32 bits, which ends at 274 seconds.
+fn burst(rate: u64) -> u64 {
+    (rate / 10).clamp(LEAST_BURST, u32::MAX.into())
+}
+
 fn bandwidth(limits: Bandwidth) -> Option<(String, Value)> {
     let mut value = Map::new();
     for (direction, limit) in [("ingress", limits.ingress), ("egress", limits.egress)] {
         if let Some(rate) = limit {
             value.insert(format!("{direction}Rate"), rate.into());
-            value.insert(format!("{direction}Burst"), u32::MAX.into());
+            value.insert(format!("{direction}Burst"), burst(rate).into());
         }
     }
     (!value.is_empty()).then(|| ("bandwidth".to_owned(), Value::Object(value)))
@@ -202,6 +220,32 @@ mod tests {
             let error = args(&id, &pod(name)).unwrap_err();
             assert_eq!(error, RequestError::Unquotable { field: "name", value: name.into() });
         }
+    }
+
+    /// The burst was the largest number there is, which the plugin's counter overflowed for rates below 15.6 Mbit/s: queues of
+    /// minutes, and at 7,812,500 bit/s a bucket that no packet fitted into.
+    #[test]
+    fn a_burst_is_in_proportion_to_its_rate() {
+        for rate in [1_000, 512 << 10, 1_000_000, 7_812_500, 15_000_000, 10_000_000_000, u64::MAX / 16] {
+            let bits = burst(rate);
+            assert!(u32::try_from(bits).is_ok(), "{rate}: the plugin's own bound");
+            // 15.625 ticks of the kernel's token bucket are a microsecond.
+            let ticks = u128::from(bits) * 1_000_000 / u128::from(rate) * 1000 / 64;
+            assert!(u32::try_from(ticks).is_ok(), "{rate}: {ticks} ticks");
+            assert!(bits / 8 >= 9_000, "{rate}: a jumbo frame fits");
+            let in_proportion = bits * 10 <= rate || bits == LEAST_BURST;
+            assert!(in_proportion, "{rate}: {bits}");
+        }
+        let annotations = BTreeMap::from([("kubernetes.io/egress-bandwidth".to_owned(), "10M".to_owned())]);
+        let offer = Offer {
+            port_mappings: &[],
+            dns: None,
+            annotations: &annotations,
+            cgroup_path: None,
+            ip_ranges: &[],
+        };
+        let map = capabilities(offer).unwrap();
+        assert_eq!(map["bandwidth"], json!({ "egressRate": 10_000_000, "egressBurst": 1_000_000 }));
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Reading what plugins answer to ADD.
 //!
 //! The shapes of 0.3.0 to 0.4.0 and of 1.0.0 and later differ in one thing for us: older addresses carry a
-//! `version`. The answer is kept as it came as well, since fields that we do not know belong into the next
+//! `version`. Up to 0.2.0 there are at most two addresses, `ip4` and `ip6`, and no interfaces. The answer is kept as it came as well, since fields that we do not know belong into the next
 //! plugin's `prevResult`.
 
 use std::net::{AddrParseError, IpAddr};
 
-use a3s_box_core::network::{Address, NoAddress};
+use a3s_box_core::network::{Address, NoAddress, PodNetwork};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::conf::Version;
@@ -86,6 +86,24 @@ struct Wire {
     interfaces: Option<Vec<WireInterface>>,
     #[serde(default)]
     ips: Option<Vec<WireAddress>>,
+    #[serde(default)]
+    ip4: Option<OldAddress>,
+    #[serde(default)]
+    ip6: Option<OldAddress>,
+}
+
+/// An address up to 0.2.0, always that of the interface that was asked for.
+#[derive(Deserialize)]
+struct OldAddress {
+    ip: String,
+    #[serde(default)]
+    gateway: Option<String>,
+}
+
+impl From<OldAddress> for WireAddress {
+    fn from(OldAddress { ip: address, gateway }: OldAddress) -> Self {
+        Self { address, gateway, interface: None }
+    }
 }
 
 #[derive(Deserialize)]
@@ -105,6 +123,37 @@ struct WireAddress {
 }
 
 impl CniResult {
+    /// What plugins may have answered for a pod that is connected so.
+    pub fn of(network: &PodNetwork) -> Self {
+        let sandbox = network.netns.to_string_lossy();
+        let interfaces: Vec<_> = network
+            .interfaces
+            .iter()
+            .map(|interface| json!({ "name": interface.name, "sandbox": sandbox }))
+            .collect();
+        let addresses =
+            network.interfaces.iter().enumerate().flat_map(|(index, interface)| {
+                interface.addresses.iter().map(move |address| (index, *address))
+            });
+        let addresses: Vec<_> = addresses.collect();
+        let wire: Vec<_> = addresses
+            .iter()
+            .map(|(index, address)| json!({ "address": address.to_string(), "interface": index }))
+            .collect();
+        Self {
+            interfaces: network
+                .interfaces
+                .iter()
+                .map(|i| CniInterface { name: i.name.clone(), sandbox: Some(sandbox.clone().into_owned()) })
+                .collect(),
+            ips: addresses
+                .into_iter()
+                .map(|(index, address)| CniAddress { address, gateway: None, interface: Some(index) })
+                .collect(),
+            raw: json!({ "cniVersion": Version::V1_0_0.as_str(), "interfaces": interfaces, "ips": wire }),
+        }
+    }
+
     /// Reads a plugin's standard output.
     pub fn parse(bytes: &[u8]) -> Result<Self, ResultError> {
         Self::from_value(serde_json::from_slice(bytes)?)
@@ -117,7 +166,8 @@ impl CniResult {
             text.parse::<Version>()?;
         }
         let interfaces: Vec<_> = wire.interfaces.unwrap_or_default().into_iter().map(interface).collect();
-        let ips = wire.ips.unwrap_or_default().into_iter().map(|ip| address(ip, interfaces.len()));
+        let old = || [wire.ip4, wire.ip6].into_iter().flatten().map(WireAddress::from).collect();
+        let ips = wire.ips.unwrap_or_else(old).into_iter().map(|ip| address(ip, interfaces.len()));
         Ok(Self { ips: ips.collect::<Result<_, _>>()?, interfaces, raw })
     }
 
@@ -145,6 +195,9 @@ impl CniResult {
 
     /// The answer as `prevResult` in `version`.
     pub fn for_next(&self, version: Version) -> Value {
+        if version < Version::V0_3_0 {
+            return self.in_old_shape(version);
+        }
         let mut value = self.raw.clone();
         if let Some(top) = value.as_object_mut() {
             top.insert("cniVersion".to_owned(), version.as_str().into());
@@ -159,6 +212,24 @@ impl CniResult {
             }
         }
         value
+    }
+}
+
+impl CniResult {
+    /// The first address of each family; there is no place for more, nor for interfaces.
+    fn in_old_shape(&self, version: Version) -> Value {
+        let mut top = Map::from_iter([("cniVersion".to_owned(), version.as_str().into())]);
+        for (key, is_v4) in [("ip4", true), ("ip6", false)] {
+            if let Some(known) = self.raw.get(key) {
+                top.insert(key.to_owned(), known.clone());
+            } else if let Some(ip) = self.ips.iter().find(|ip| ip.address.ip.is_ipv4() == is_v4) {
+                let mut old = Map::from_iter([("ip".to_owned(), Value::from(ip.address.to_string()))]);
+                old.extend(ip.gateway.map(|gateway| ("gateway".to_owned(), gateway.to_string().into())));
+                top.insert(key.to_owned(), Value::Object(old));
+            }
+        }
+        top.extend(self.raw.get("dns").map(|dns| ("dns".to_owned(), dns.clone())));
+        Value::Object(top)
     }
 }
 
@@ -210,6 +281,8 @@ mod tests {
             Just("gateway".to_owned()),
             Just("interface".to_owned()),
             Just("cniVersion".to_owned()),
+            Just("ip4".to_owned()),
+            Just("ip".to_owned()),
             "[a-z]{0,4}",
         ];
         leaf.prop_recursive(4, 40, 6, move |inner| {
@@ -229,6 +302,7 @@ mod tests {
                     let _ = result.addresses_of(&name, "eth0").count();
                 }
                 let _ = result.for_next(Version::V0_3_1);
+                let _ = result.for_next(Version::V0_2_0);
             }
         }
 
@@ -249,6 +323,34 @@ mod tests {
                 prop_assert_eq!(&found, &expected);
             }
         }
+    }
+
+    /// Up to 0.2.0 addresses have a shape of their own; a pod of such a network was taken to have none.
+    #[test]
+    fn addresses_of_the_first_versions_are_read_and_handed_on_in_their_shape() {
+        let old = json!({
+            "cniVersion": "0.2.0",
+            "ip4": { "ip": "10.0.0.2/24", "gateway": "10.0.0.1", "routes": [{ "dst": "0.0.0.0/0" }] },
+            "ip6": { "ip": "fd00::2/64" },
+            "dns": { "nameservers": ["10.0.0.53"] },
+        });
+        let result = CniResult::from_value(old.clone()).unwrap();
+        let found: Vec<_> = result.addresses_of("eth0", "eth0").map(|a| a.to_string()).collect();
+        assert_eq!(
+            (found, result.pod_interfaces("eth0")),
+            (vec!["10.0.0.2/24".into(), "fd00::2/64".into()], vec!["eth0".into()])
+        );
+        assert_eq!(result.for_next(Version::V0_2_0), old);
+        assert_eq!(result.for_next(Version::V0_1_0)["cniVersion"], "0.1.0");
+        // A plugin that answers in a newer shape than it was asked in.
+        let new = json!({ "cniVersion": "0.4.0", "interfaces": [{ "name": "eth0", "sandbox": "/n" }], "ips": [
+            { "version": "6", "address": "fd00::2/64", "interface": 0 },
+            { "version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0 },
+        ]});
+        let new = CniResult::from_value(new).unwrap().for_next(Version::V0_2_0);
+        let expected = json!({ "cniVersion": "0.2.0", "ip4": { "ip": "10.0.0.2/24", "gateway": "10.0.0.1" }, "ip6": { "ip": "fd00::2/64" } });
+        assert_eq!(new, expected);
+        assert!(CniResult::from_value(json!({ "ip4": { "ip": "10.0.0.2" } })).is_err());
     }
 
     #[test]

@@ -32,6 +32,7 @@ use a3s_box_protocol::versions::Abilities;
 use a3s_box_vmm::error::MachineError;
 use a3s_box_vmm::{BoxPlan, Machine};
 
+use super::contact::Contact;
 use super::live::{LiveBox, last_words};
 use super::plan::{configuration, nics, plan};
 use super::release::{end_vm, object, release};
@@ -222,6 +223,7 @@ impl Prepared {
         let live = Arc::new(LiveBox {
             agent: Agent::new(machine.clone(), work.shared.config.call_limit),
             abilities: Abilities::OURS,
+            contact: Contact::of(&work.record.dir, work.shared.config.lost_after).await,
             facts: BoxFacts::of(&work.record),
             network: work.record.network.clone(),
             machine,

@@ -210,7 +210,8 @@ impl BoxDriver {
                 let exists = if removed.is_ok() { Exists::No } else { Exists::Yes };
                 if exists == Exists::No {
                     self.shared.registry.leave_box(&self.record.id);
-                    self.shared.events.tell(Subject::Box(self.record.id.clone()), Happened::Deleted);
+                    let subject = Subject::Box(self.record.id.clone());
+                    self.shared.events.tell(subject, Happened::Deleted, self.record.status());
                 }
                 reply.send(removed).ok();
                 if exists == Exists::No {
@@ -401,7 +402,7 @@ impl BoxDriver {
 
     fn publish(&self) {
         let before = self.status.send_replace(self.record.status());
-        self.shared.events.box_phase(&self.record.id, &before.phase, &self.record.phase);
+        self.shared.events.box_phase(&before.phase, self.record.status());
     }
 
     fn denied(&self, stage: FailedStage, reason: &str) -> RuntimeError {

@@ -8,6 +8,7 @@ use a3s_box_core::network::PodNetwork;
 use a3s_box_protocol::versions::{Abilities, Unspoken};
 use a3s_box_vmm::{GuestFault, Machine, MachineExit};
 
+use super::contact::Contact;
 use crate::agent_client::Agent;
 use crate::sessions::BoxFacts;
 use crate::text::{MESSAGE_LIMIT, printable};
@@ -20,6 +21,7 @@ pub(crate) struct LiveBox {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) agent: Agent,
     pub(crate) abilities: Abilities,
+    pub(crate) contact: Contact,
     pub(crate) facts: BoxFacts,
     pub(crate) network: Option<PodNetwork>,
 }

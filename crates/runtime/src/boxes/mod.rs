@@ -1,12 +1,14 @@
 //! Boxes: one microVM each.
 
 mod bring_up;
+mod contact;
 mod driver;
 mod live;
 mod owed;
 mod plan;
 mod release;
 
+pub(crate) use contact::Contact;
 pub(crate) use driver::{BoxCommand, BoxDriver, BoxStart};
 pub(crate) use live::{BoxLife, Foreign, LiveBox, Obituary, faulted};
 pub(crate) use owed::{Leftovers, Owed};

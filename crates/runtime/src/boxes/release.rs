@@ -109,9 +109,10 @@ pub(crate) async fn find_vm(
 async fn disconnect(shared: &Shared, record: &BoxRecord) -> Result<(), RuntimeError> {
     match &shared.config.network {
         NetworkSetting::None => Ok(()),
-        NetworkSetting::Pods(pods) => {
-            pods.teardown(&record.id).await.map_err(|error| failed(&record.id, error))
-        }
+        NetworkSetting::Pods(pods) => pods
+            .teardown(&record.id, record.network.as_ref())
+            .await
+            .map_err(|error| failed(&record.id, error)),
     }
 }
 
@@ -187,7 +188,7 @@ pub(crate) async fn remove_orphan(shared: &Shared, id: &BoxId) -> Result<(), Run
         }
     }
     if let NetworkSetting::Pods(pods) = &shared.config.network {
-        pods.teardown(id).await.map_err(|error| failed(id, error))?;
+        pods.teardown(id, None).await.map_err(|error| failed(id, error))?;
     }
     // A plan that cannot be read belongs to a box that never started.
     let plan = read_plan(&directories[0]).ok().flatten();

@@ -10,12 +10,13 @@ use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_protocol::proto::{SessionState, session_state};
 
 use super::driver::{ATTACH_LIMIT, Exists, SessionDriver};
-use super::{request, volumes};
+use super::{request, sources, volumes};
 use crate::boxes::{BoxCommand, BoxLife, LiveBox};
 use crate::clock::now_ns;
 use crate::error::{ErrorKind, FailedStage, RuntimeError};
 use crate::events::Happened;
 use crate::log;
+use crate::records::SessionRecord;
 use crate::registry::Reply;
 
 impl SessionDriver {
@@ -23,13 +24,16 @@ impl SessionDriver {
         match self.create().await {
             Ok(()) => {
                 self.tell(Happened::Created);
+                self.outcome.send_replace(Some(Ok(())));
                 reply.send(Ok(())).ok();
                 Exists::Yes
             }
             Err(error) => {
                 let left = self.forget().await;
                 self.shared.registry.leave_session(&self.record.id);
-                reply.send(Err(error.with_leftovers(&left))).ok();
+                let error = error.with_leftovers(&left);
+                self.outcome.send_replace(Some(Err(error.clone())));
+                reply.send(Err(error)).ok();
                 self.refuse_queued();
                 Exists::No
             }
@@ -38,8 +42,15 @@ impl SessionDriver {
 
     pub(super) async fn create(&mut self) -> Result<(), RuntimeError> {
         let live = self.require_live(FailedStage::Create)?;
-        let message = request::create(&self.record, &live.facts)
+        let mut message = request::create(&self.record, &live.facts)
             .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
+        let readonly = sources::examine(self.record.spec.mounts.clone())
+            .await
+            .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
+        // In the guest too, which then shows it: programs look before they write.
+        for (mount, _) in message.mounts.iter_mut().zip(readonly).filter(|(_, readonly)| *readonly) {
+            mount.readonly = true;
+        }
         self.save(FailedStage::Create).await?;
         self.attach_layers().await?;
         self.attach_volumes(&live).await?;
@@ -130,4 +141,14 @@ impl SessionDriver {
         };
         self.box_gone(gone).await
     }
+}
+
+/// What an agent would say of a session that is as its record says.
+pub(super) fn as_recorded(record: &SessionRecord) -> SessionState {
+    let phase = match record.phase {
+        SessionPhase::Created => session_state::Phase::Created,
+        SessionPhase::Running { .. } => session_state::Phase::Running,
+        SessionPhase::Exited { .. } => session_state::Phase::Exited,
+    };
+    SessionState { session_id: record.id.to_string(), phase: phase.into(), ..SessionState::default() }
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,9 +19,10 @@ use a3s_box_core::spec::Limits;
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{ResizeTerminalRequest, SessionState};
 
+use super::begin::as_recorded;
 use super::exit::{ExitNews, await_exit};
 use crate::agent_client::AgentError;
-use crate::api::{ResolvedUser, SessionStatus};
+use crate::api::{BoxStatus, ResolvedUser, SessionStatus};
 use crate::attached::Attached;
 use crate::boxes::{BoxCommand, BoxLife, LiveBox, Obituary};
 use crate::clock::now_ns;
@@ -30,7 +31,7 @@ use crate::events::{Happened, Subject};
 use crate::limits;
 use crate::log::{self, LogHandle, LogPlan};
 use crate::records::SessionRecord;
-use crate::registry::Reply;
+use crate::registry::{BoxEntry, Outcome, Reply};
 use crate::shared::Shared;
 use crate::streams::{self, Output, StreamName};
 
@@ -83,8 +84,15 @@ pub(crate) enum SessionCommand {
 pub(crate) enum SessionStart {
     /// By making the session.
     Create(Reply<()>),
-    /// With a session of an earlier daemon and what the agent says of it.
-    Resume(Option<SessionState>),
+    /// With a session of an earlier daemon, once the agent has said what it knows of it. Nobody says so: it is taken to be
+    /// as recorded.
+    Resume(oneshot::Receiver<Option<SessionState>>),
+}
+
+/// Where a driver tells what others see of its session.
+pub(crate) struct Told {
+    pub(crate) status: watch::Sender<SessionStatus>,
+    pub(crate) outcome: watch::Sender<Outcome>,
 }
 
 /// A stop that is under way.
@@ -116,8 +124,10 @@ pub(crate) struct SessionDriver {
     pub(super) record: SessionRecord,
     pub(super) boxed: mpsc::Sender<BoxCommand>,
     pub(super) life: watch::Receiver<BoxLife>,
+    pub(super) box_status: watch::Receiver<BoxStatus>,
     pub(super) commands: mpsc::Receiver<SessionCommand>,
     pub(super) status: watch::Sender<SessionStatus>,
+    pub(super) outcome: watch::Sender<Outcome>,
     pub(super) live: Option<Arc<LiveBox>>,
     /// Why nothing can be asked of its box, although that runs.
     pub(super) foreign: Option<String>,
@@ -133,11 +143,11 @@ impl SessionDriver {
     pub(crate) fn new(
         shared: Arc<Shared>,
         record: SessionRecord,
-        boxed: mpsc::Sender<BoxCommand>,
-        life: watch::Receiver<BoxLife>,
+        boxed: &BoxEntry,
         commands: mpsc::Receiver<SessionCommand>,
-        status: watch::Sender<SessionStatus>,
+        Told { status, outcome }: Told,
     ) -> Self {
+        let life = boxed.life.clone();
         let (live, foreign) = match &*life.borrow() {
             BoxLife::Live(live) => (Some(live.clone()), None),
             BoxLife::Foreign(foreign) => (None, Some(foreign.why.to_string())),
@@ -146,10 +156,12 @@ impl SessionDriver {
         Self {
             shared,
             record,
-            boxed,
+            boxed: boxed.commands.clone(),
             life,
+            box_status: boxed.status.clone(),
             commands,
             status,
+            outcome,
             live,
             foreign,
             log: None,
@@ -164,7 +176,16 @@ impl SessionDriver {
     pub(crate) async fn run(mut self, start: SessionStart) {
         let exists = match start {
             SessionStart::Create(reply) => self.begin(reply).await,
-            SessionStart::Resume(state) => self.resume(state).await,
+            SessionStart::Resume(state) => {
+                let closing = self.shared.closing.clone();
+                let Some(state) = closing.run_until_cancelled(state).await else { return };
+                let state = state.unwrap_or_else(|_| Some(as_recorded(&self.record)));
+                let exists = self.resume(state).await;
+                let gone =
+                    || self.error(ErrorKind::NotFound, FailedStage::Lookup, "it was half made and is gone");
+                self.outcome.send_replace(Some(if exists == Exists::Yes { Ok(()) } else { Err(gone()) }));
+                exists
+            }
         };
         if exists == Exists::No {
             return;
@@ -429,7 +450,8 @@ impl SessionDriver {
     }
 
     pub(super) fn watch_exit(&mut self, live: &Arc<LiveBox>) {
-        let exit = await_exit(live.clone(), self.record.id.to_string(), self.boxed.clone());
+        let lost_after = self.shared.config.lost_after;
+        let exit = await_exit(live.clone(), self.record.id.to_string(), self.boxed.clone(), lost_after);
         self.exit = Some(AbortOnDropHandle::new(self.shared.tasks.spawn(exit)));
     }
 
@@ -479,14 +501,14 @@ impl SessionDriver {
 
     pub(super) fn publish(&self) {
         let before = self.status.send_replace(self.record.status());
-        let SessionRecord { id, box_id, phase, .. } = &self.record;
-        self.shared.events.session_phase(id, box_id, &before.phase, phase);
+        let SessionRecord { id, phase, .. } = &self.record;
+        self.shared.events.session_phase(id, &before.phase, phase, || self.box_status.borrow().clone());
     }
 
     pub(super) fn tell(&self, happened: Happened) {
-        self.shared
-            .events
-            .tell(Subject::Session(self.record.id.clone(), self.record.box_id.clone()), happened);
+        let subject = Subject::Session(self.record.id.clone(), self.record.box_id.clone());
+        let boxed = self.box_status.borrow().clone();
+        self.shared.events.tell(subject, happened, boxed);
     }
 
     pub(super) fn object(&self) -> String {

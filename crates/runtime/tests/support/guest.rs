@@ -154,6 +154,8 @@ pub struct Guest {
     pub usage: Mutex<Option<StatsResponse>>,
     /// Changes of limits: whose, and `file=value`.
     pub updates: Mutex<Vec<(String, Vec<String>)>>,
+    /// Execs that were signalled, and whether with all that they had started.
+    pub signalled: Mutex<Vec<bool>>,
 }
 
 impl Guest {
@@ -169,6 +171,7 @@ impl Guest {
             mounts: Mutex::default(),
             usage: Mutex::default(),
             updates: Mutex::default(),
+            signalled: Mutex::default(),
         });
         let service = AgentServer::new(Service(guest.clone()));
         runtime.spawn(
@@ -437,6 +440,7 @@ impl Agent for Service {
     ) -> Result<Response<SignalExecResponse>, Status> {
         let request = request.get_ref();
         self.0.find(&request.exec_id)?.lock().unwrap().signal(request.signal);
+        self.0.signalled.lock().unwrap().push(request.all);
         Ok(Response::new(SignalExecResponse {}))
     }
 

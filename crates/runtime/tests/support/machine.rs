@@ -94,6 +94,7 @@ impl Vmm for FakeVmm {
             boot: self.boot.subscribe(),
             exit,
             mounts: Mutex::default(),
+            silent: Mutex::default(),
         });
         self.machines.lock().unwrap().insert(pid, machine.clone());
         Ok(Box::new(Handled(machine)))
@@ -120,9 +121,16 @@ pub struct FakeMachine {
     boot: watch::Receiver<Boot>,
     exit: watch::Sender<Option<MachineExit>>,
     pub mounts: Mutex<Vec<String>>,
+    /// Set: new connections are taken and nothing on them is ever answered.
+    silent: Mutex<Option<Vec<StdUnixStream>>>,
 }
 
 impl FakeMachine {
+    /// Its agent stands still from now on.
+    pub fn fall_silent(&self) {
+        self.silent.lock().unwrap().get_or_insert_default();
+    }
+
     /// Ends it from outside.
     pub fn end(&self, exit: MachineExit) {
         self.exit.send_if_modified(|state| {
@@ -174,6 +182,10 @@ impl Machine for Handled {
         let (host, guest) = StdUnixStream::pair().map_err(failed)?;
         host.set_nonblocking(true).map_err(failed)?;
         guest.set_nonblocking(true).map_err(failed)?;
+        if let Some(unanswered) = &mut *self.0.silent.lock().unwrap() {
+            unanswered.push(guest);
+            return UnixStream::from_std(host).map_err(failed);
+        }
         match port {
             RPC_PORT => self.0.guest.accept_rpc(guest),
             _ => self.0.guest.accept_stream(guest),

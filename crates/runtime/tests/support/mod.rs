@@ -153,7 +153,7 @@ impl PodNetworks for FakeNetworks {
         Ok(())
     }
 
-    async fn teardown(&self, id: &BoxId) -> Result<(), NetworkFault> {
+    async fn teardown(&self, id: &BoxId, _known: Option<&PodNetwork>) -> Result<(), NetworkFault> {
         self.faults.hit("network teardown").map_err(|error| NetworkFault(Box::new(error)))?;
         self.held.lock().unwrap().remove(id);
         Ok(())

@@ -118,6 +118,42 @@ pub(crate) async fn stdin_a_volume_and_the_user_reach_the_command(suite: &Suite)
     Ok(())
 }
 
+/// What the host had mounted below a read-only volume could be written; and a volume that came before the one around it
+/// was hidden by it.
+pub(crate) async fn volumes_hide_none_of_each_other_and_read_only_ones_are_so_as_a_whole(
+    suite: &Suite,
+) -> Result<()> {
+    let folder = state(suite).join("volumes");
+    let (outer, inner, below) = (folder.join("outer"), folder.join("inner"), folder.join("outer/mounted"));
+    for folder in [&outer, &inner, &below] {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(inner.join("who"), "inner\n")?;
+    nix::mount::mount(Some("e2e"), &below, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=64k"))?;
+    let volumes = [format!("{}:/data/sub", inner.display()), format!("{}:/data:ro", outer.display())];
+    let script = "cat /data/sub/who; touch /data/mounted/file 2>/dev/null || echo refused; \
+        touch /data/file 2>/dev/null || echo refused; grep ' /data ' /proc/mounts | cut -d ' ' -f 4 | cut -d , -f 1";
+    let arguments = ["-u", "0", "-v", &volumes[0], "-v", &volumes[1], suite.shell(), "--", script];
+    let outcome = finish(suite, &arguments).await;
+    let written = below.join("file").exists();
+    nix::mount::umount(&below)?;
+    let (code, stdout, stderr) = outcome?;
+    let expected = "inner\nrefused\nrefused\nro\n";
+    ensure!(code == Some(0) && stdout == expected && !written, "{code:?} {stdout:?} {stderr:?}");
+    Ok(())
+}
+
+/// Images whose program is not root count on both, as every other runtime gives them.
+pub(crate) async fn programs_need_not_be_root_to_listen_on_low_ports_and_to_ping(
+    suite: &Suite,
+) -> Result<()> {
+    let script =
+        "nc -l -p 80 & sleep 1; kill $! && echo bound; ping -c 1 -W 5 127.0.0.1 >/dev/null && echo answered";
+    let (code, stdout, stderr) = finish(suite, &["-u", "1000", suite.shell(), "--", script]).await?;
+    ensure!(code == Some(0) && stdout == "bound\nanswered\n", "{code:?} {stdout:?} {stderr:?}");
+    Ok(())
+}
+
 pub(crate) async fn a_signal_reaches_the_command_and_the_third_one_kills_it(suite: &Suite) -> Result<()> {
     let polite = "trap 'exit 9' TERM; echo ready; while :; do sleep 1 & wait $!; done";
     let child = start_until_ready(suite, polite).await?;

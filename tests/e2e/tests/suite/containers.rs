@@ -1,6 +1,6 @@
 //! Containers: signals, exec, identity, failures.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use a3s_box_cri::proto::{
     ContainerConfig, ContainerState, Int64Value, KeyValue, LinuxContainerConfig,
@@ -57,8 +57,11 @@ pub(crate) async fn exec_gives_output_code_and_keeps_its_limit(suite: &Suite) ->
     ensure!(large.stdout.len() == 300_000, "{} bytes of 300000 arrived", large.stdout.len());
 
     let asked = Instant::now();
-    let late =
-        client.exec(&container, &["sleep", "600"], 2).await.err().context("an exec over its limit fails")?;
+    let late = client
+        .exec(&container, &["sh", "-c", "sleep 600; true"], 2)
+        .await
+        .err()
+        .context("an exec over its limit fails")?;
     ensure!(late.code() == Code::DeadlineExceeded, "{late}");
     ensure!(asked.elapsed() < Duration::from_secs(20), "the limit of 2 s took {:?}", asked.elapsed());
     let processes = client.exec(&container, &["ps"], 20).await?;
@@ -71,6 +74,36 @@ pub(crate) async fn exec_gives_output_code_and_keeps_its_limit(suite: &Suite) ->
         Err(status) => status.message().contains("/no/such/program"),
     };
     ensure!(refused, "a missing program: {missing:?}");
+    client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+/// Under emulation clocks lost seconds per minute on a busy host, and ticked every four milliseconds.
+pub(crate) async fn the_time_is_the_hosts_and_no_timers(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let config = suite.pod("clock")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let seen = client.exec(&container, &["cat", source], 30).await?;
+    let source = String::from_utf8_lossy(&seen.stdout).trim().to_owned();
+    // It begins under the first of these names. Others are a timer's interrupts, and no finer than these.
+    ensure!(["tsc-early", "tsc", "kvm-clock"].contains(&source.as_str()), "the clock source is {source}");
+
+    let host = || SystemTime::now().duration_since(UNIX_EPOCH);
+    let (before, seen) = (host()?, client.exec(&container, &["adjtimex"], 30).await?);
+    let after = host()?;
+    let output = String::from_utf8_lossy(&seen.stdout).into_owned();
+    let field = |name: &str| -> Result<u64> {
+        let line = output.lines().find(|line| line.contains(name)).context("adjtimex does not say it")?;
+        Ok(line.rsplit([':', ' ']).next().unwrap_or_default().parse()?)
+    };
+    let guest = Duration::from_secs(field("time.tv_sec")?) + Duration::from_micros(field("time.tv_usec")?);
+    let tolerated = Duration::from_millis(100);
+    ensure!(
+        guest + tolerated >= before && guest <= after + tolerated,
+        "the guest's time is {guest:?}, the host's was between {before:?} and {after:?}\n{output}"
+    );
     client.remove_pod(&pod).await?;
     Ok(())
 }

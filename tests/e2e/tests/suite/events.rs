@@ -48,7 +48,9 @@ pub(crate) async fn a_pods_life_is_told_in_order(suite: &Suite) -> Result<()> {
     loop {
         let event = next(&mut events).await?;
         let last = event.container_id == pod && event.container_event_type() == ContainerDeletedEvent;
-        ensure!(!last || event.pod_sandbox_status.is_none(), "a pod that is gone has no status: {event:?}");
+        // kubelet learns from it whose event this is, and logs an error where there is none.
+        let status = event.pod_sandbox_status.as_ref().with_context(|| format!("whose event? {event:?}"))?;
+        ensure!(status.id == pod && status.metadata == config.metadata, "{status:?}");
         told.push((event.container_id.clone(), event.container_event_type()));
         if last {
             break;
