@@ -133,6 +133,29 @@ impl Endpoint {
         }
     }
 
+    /// Turns the challenge of a host that a redirect led to into a token that anybody would get. `presented` is for
+    /// the message of one that wants more.
+    pub(super) async fn answer_anonymously(
+        &self,
+        challenge: Challenge,
+        origin: &str,
+        what: &str,
+        presented: &'static str,
+    ) -> Result<Token, RegistryError> {
+        match challenge {
+            Challenge::Basic => Err(RegistryError::Denied {
+                host: origin.to_owned(),
+                what: what.to_owned(),
+                presented,
+                detail: String::new(),
+            }),
+            Challenge::Bearer { realm, service, scope } => {
+                let request = self.token_request(realm, service, scope, None, None);
+                self.fetch_token(request, what).await
+            }
+        }
+    }
+
     /// With a refresh token, OAuth2's POST; otherwise a GET, with or without a login.
     fn token_request(
         &self,
@@ -188,7 +211,7 @@ impl Endpoint {
         if !status.is_success() {
             return Err(RegistryError::Status { host, what, status: status.as_u16(), detail: String::new() });
         }
-        let body = self.body(response, &host, &what, TOKEN_BODY).await?;
+        let body = self.body(response, &host, &what, TOKEN_BODY, &|_| false).await?;
         let document: Option<TokenDocument> = serde_json::from_slice(&body).ok();
         document
             .and_then(|document| document.token.or(document.access_token))

@@ -8,5 +8,6 @@ mod exports;
 mod inputs;
 mod misbehaves;
 mod pulls;
+mod redirects;
 mod tls;
 mod together;
