@@ -165,6 +165,8 @@ fn variables(
     for path in &args.env_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the variables in {}", path.display()))?;
+        // Editors of Windows begin files with a byte order mark, which is no part of the first name.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim_start())) {
             if !line.is_empty() && !line.starts_with('#') {
                 let place = format!("{}:{number}", path.display());
@@ -250,6 +252,9 @@ mod tests {
             variables(&args, &image(), &here).unwrap(),
             ["PATH=/image", "A=image", "TERM=vt100", "A=file", "HERE=value", "A=flag"]
         );
+        // The mark that editors of Windows put there was taken for a part of the first name.
+        std::fs::write(&file, "\u{feff}B=marked\r\nC=2\r\n").unwrap();
+        assert_eq!(variables(&args, &image(), &here).unwrap()[3..], ["B=marked", "C=2", "A=flag"]);
         std::fs::write(&file, "fine=1\nno good\n").unwrap();
         let error = variables(&args, &image(), &here).unwrap_err();
         assert!(error.to_string().ends_with("env:2"), "{error:#}");

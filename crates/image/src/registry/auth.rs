@@ -1,5 +1,6 @@
 //! Challenges and tokens (distribution-spec, "Token Authentication").
 
+use a3s_box_core::foreign;
 use http_auth::ChallengeRef;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{StatusCode, Url};
@@ -93,10 +94,14 @@ impl Challenge {
     }
 }
 
-#[derive(Deserialize)]
+/// Two names for the same, of which a service may leave out one, or leave it empty.
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct TokenDocument {
-    token: Option<String>,
-    access_token: Option<String>,
+    #[serde(deserialize_with = "foreign::or_default")]
+    token: String,
+    #[serde(deserialize_with = "foreign::or_default")]
+    access_token: String,
 }
 
 impl Endpoint {
@@ -214,8 +219,9 @@ impl Endpoint {
         let body = self.body(response, &host, &what, TOKEN_BODY, &|_| false).await?;
         let document: Option<TokenDocument> = serde_json::from_slice(&body).ok();
         document
-            .and_then(|document| document.token.or(document.access_token))
-            .filter(|token| !token.is_empty())
+            .and_then(|TokenDocument { token, access_token }| {
+                [token, access_token].into_iter().find(|token| !token.is_empty())
+            })
             .and_then(|token| bearer(&token))
             .ok_or(RegistryError::Challenge { host, problem: "its token service gave no token" })
     }

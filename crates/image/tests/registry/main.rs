@@ -6,6 +6,7 @@ mod common;
 mod damage;
 mod exports;
 mod inputs;
+mod lenient;
 mod misbehaves;
 mod pulls;
 mod redirects;
