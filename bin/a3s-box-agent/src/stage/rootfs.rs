@@ -12,6 +12,7 @@ use super::tree::{Node, Tree, attach};
 use super::users::{Owner, Users};
 use super::{SessionStage, devices, mounts};
 use crate::paths;
+use crate::session::layers;
 use crate::sys::{self, attr};
 
 /// Puts the root together in a mount namespace of its own. The agent's files are still in reach.
@@ -21,10 +22,7 @@ pub fn assemble(stage: &SessionStage, users: &Users) -> Result<Tree, StageError>
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("make private", "/")?;
     users.map_layers(&request)?;
-    if let Some(Owner { uid, gid }) = users.root() {
-        let upper = upper(stage);
-        rustix::fs::chown(&upper, Some(uid), Some(gid)).context("own", &upper)?;
-    }
+    own_root(stage, users)?;
     let overlay = overlay(stage).context("mount", "the overlay")?;
     let place = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?;
     attach(&overlay, place.root()).context("attach", "the overlay")?;
@@ -45,11 +43,24 @@ fn upper(stage: &SessionStage) -> String {
     format!("{}/upper", stage.directory)
 }
 
+/// The root directory is the writable layer's. It gets the owner and mode that the image gives it, or belongs to the
+/// session's root.
+fn own_root(stage: &SessionStage, users: &Users) -> Result<(), StageError> {
+    let upper = upper(stage);
+    let layers = layers::stack(&stage.layers);
+    if let Some((_, root)) = super::images::stated_root(&layers).context("look at", "the layers' roots")? {
+        return super::images::give(&upper, &root).context("own", &upper);
+    }
+    if let Some(Owner { uid, gid }) = users.root() {
+        rustix::fs::chown(&upper, Some(uid), Some(gid)).context("own", &upper)?;
+    }
+    Ok(())
+}
+
 fn overlay(stage: &SessionStage) -> std::io::Result<OwnedFd> {
     let (upper, work) = (upper(stage), format!("{}/work", stage.directory));
-    // The wire has the lowest layer first, overlay the highest.
     let mut options: Vec<(&str, Option<&str>)> =
-        stage.layers.iter().rev().map(|layer| ("lowerdir+", Some(layer.as_str()))).collect();
+        layers::stack(&stage.layers).into_iter().map(|layer| ("lowerdir+", Some(layer))).collect();
     if options.is_empty() {
         options.push(("lowerdir+", Some(paths::EMPTY)));
     }
