@@ -119,6 +119,7 @@ pub(crate) fn session_spec(
         },
         readonly_rootfs: args.read_only,
         mounts: args.volumes.iter().map(Volume::mount).collect::<anyhow::Result<_>>()?,
+        image_volumes: image.volume_paths()?,
         masked_paths: MASKED.map(str::to_owned).to_vec(),
         readonly_paths: READONLY.map(str::to_owned).to_vec(),
         stop_signal: 15,
@@ -267,7 +268,9 @@ mod tests {
 
     #[test]
     fn what_is_not_said_comes_from_the_image_and_the_configuration() {
-        let spec = session_spec(&args(&["i"]), &image(), &here).unwrap();
+        let declaring = ImageConfig { volumes: vec!["data/".to_owned()], ..image() };
+        let spec = session_spec(&args(&["i"]), &declaring, &here).unwrap();
+        assert_eq!(spec.image_volumes, ["/data"]);
         assert_eq!((spec.process.cwd.as_str(), spec.process.user.user.as_str()), ("/srv", "web"));
         assert!(!spec.stdin && !spec.process.terminal && spec.log_path.is_none());
         let said = args(&["-i", "--user", "7:8", "-w", "/x", "--vcpus", "3", "i"]);

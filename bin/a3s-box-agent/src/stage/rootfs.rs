@@ -10,7 +10,7 @@ use super::error::{Context, StageError};
 use super::filesystem::{Attributes, harmless, make};
 use super::tree::{Node, Tree, attach};
 use super::users::{Owner, Users};
-use super::{SessionStage, devices, mounts};
+use super::{SessionStage, devices, mounts, volumes};
 use crate::paths;
 use crate::session::layers;
 use crate::sys::{self, attr};
@@ -27,11 +27,15 @@ pub fn assemble(stage: &SessionStage, users: &Users) -> Result<Tree, StageError>
     let place = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?;
     attach(&overlay, place.root()).context("attach", "the overlay")?;
     let tree = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?.owned_by(users.root());
+    let targets = request.mounts.iter().map(|mount| mount.target.as_str());
+    let mut volumes = volumes::fill(&tree, &request.image_volumes, targets, &stage.directory)?;
     kernel_file_systems(&tree, request.privileged)?;
     devices::mount(&tree, users, request.privileged).context("fill", "/dev")?;
     for mount in &request.mounts {
+        volumes.attach_above(&tree, &mount.target)?;
         mounts::mount(&tree, mount, &stage.directory)?;
     }
+    volumes.attach(&tree)?;
     mounts::mount_etc(&tree, &request.etc_files, &request.mounts, &format!("{}/etc", stage.directory))?;
     mounts::mask(&tree, &request.masked_paths)?;
     mounts::make_readonly(&tree, &request.readonly_paths)?;
