@@ -44,7 +44,7 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("iptables", Set::Demo, "CNI's portmap and masquerading"),
     ("nftables", Set::Demo, "the built-in network of nodes without CNI"),
     ("qemu-system-x86", Set::Demo, "the VMM where KVM cannot be used; the virtual KVM node"),
-    ("erofs-utils", Set::Test, "fsck.erofs and dump.erofs check our EROFS writer"),
+    ("erofs-utils", Set::Test, "mkfs.erofs makes layers for tests; fsck.erofs checks our EROFS writer"),
     ("kmod", Set::Test, "virtual KVM node: depmod"),
     ("g++", Set::Test, "fuzz targets: libFuzzer is C++"),
     ("socat", Set::Test, "speaks TCP, UDP and SCTP of both families in pods"),

@@ -236,7 +236,7 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Write an image of `run` as an OCI archive; its digests differ from the registry's
     Save(SaveArgs),
-    /// Take an image for `run` from an OCI or docker archive
+    /// Take the images of an OCI or docker archive, which may be compressed, for `run`
     Load(LoadArgs),
     /// Upload an image to a registry; digests of one of `run` differ from those it was pulled by
     Push(PushArgs),

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
+use a3s_box_core::foreign;
 use a3s_box_image::RegistryAuth;
 use a3s_box_image::reference::{DEFAULT_DOMAIN, Reference, RegistryReference};
 
@@ -116,21 +117,26 @@ fn read_config(file: &PathBuf) -> std::io::Result<Vec<u8>> {
 /// `config.json`, as far as it is about credentials. It has no `Debug`: it holds secrets.
 #[derive(Deserialize, Default)]
 struct DockerConfig {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "foreign::map")]
     auths: HashMap<String, Entry>,
-    #[serde(default, rename = "credsStore")]
+    #[serde(default, rename = "credsStore", deserialize_with = "foreign::or_default")]
     store: String,
-    #[serde(default, rename = "credHelpers")]
+    #[serde(default, rename = "credHelpers", deserialize_with = "foreign::map")]
     helpers: HashMap<String, String>,
 }
 
 #[derive(Deserialize, Default, Clone)]
 #[serde(default)]
 struct Entry {
+    #[serde(deserialize_with = "foreign::or_default")]
     auth: String,
+    #[serde(deserialize_with = "foreign::or_default")]
     username: String,
+    #[serde(deserialize_with = "foreign::or_default")]
     password: String,
+    #[serde(deserialize_with = "foreign::or_default")]
     identitytoken: String,
+    #[serde(deserialize_with = "foreign::or_default")]
     registrytoken: String,
 }
 

@@ -1,14 +1,14 @@
 //! `image build`, `image save`, `image load` and `image push`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use a3s_box_host::Config;
-use a3s_box_image::BuildRequest;
 use a3s_box_image::reference::{Reference, Version};
+use a3s_box_image::{BuildRequest, Limits};
 
 use crate::cli::{BuildArgs, ImageCommand, LoadArgs, Pull, PushArgs, SaveArgs};
 use crate::credentials::Login;
@@ -57,17 +57,32 @@ async fn save(config: Config, args: SaveArgs) -> anyhow::Result<u8> {
 }
 
 async fn load(config: Config, args: LoadArgs) -> anyhow::Result<u8> {
-    let spooled = match args.input == Path::new("-") {
-        true => Some(tokio::task::spawn_blocking(spool).await.context("reading stdin")??),
-        false => None,
+    let open = move || -> anyhow::Result<_> {
+        let spooled = if args.input == Path::new("-") { Some(spool()?) } else { None };
+        let path = spooled.as_ref().map_or(args.input.as_path(), |file| file.path());
+        let path = std::path::absolute(path).context("-i")?;
+        let limits = Limits::default();
+        let unpacked = a3s_box_image::decompress_archive(&path, limits.layer_bytes)?;
+        let archive = unpacked.as_ref().map_or(path.as_path(), |file| file.path());
+        let images = a3s_box_image::archived_images(archive, &limits)?;
+        Ok((images, [spooled, unpacked]))
     };
-    let path = spooled.as_ref().map_or(args.input.as_path(), |file| file.path());
-    let path = std::path::absolute(path).context("-i")?;
-    let source = archive(&path)?;
+    // The files vanish when dropped.
+    let (images, _files) = tokio::task::spawn_blocking(open).await.context("reading the archive")??;
     let store = Standalone::open(&config, &[]).await?;
-    let record = store.images.pull(&source, None, progress::observer(Show::Quiet, &source)).await?;
+    for image in &images {
+        let source = &image.source;
+        let record = store.images.pull(source, None, progress::observer(Show::Quiet, source)).await?;
+        let names = match image.tags.is_empty() {
+            true => vec![record.display_name()],
+            false => image.tags.iter().map(String::as_str).collect(),
+        };
+        names.iter().for_each(|name| tell::out(format_args!("{name} {}\n", record.id)));
+    }
     store.images.settle().await;
-    tell::out(format_args!("{} {}\n", record.display_name(), record.id));
+    if images.is_empty() {
+        bail!("the archive holds no image");
+    }
     Ok(0)
 }
 
@@ -98,28 +113,6 @@ fn spool() -> anyhow::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::NamedTempFile::new().context("could not make a temporary file")?;
     io::copy(&mut stdin.lock(), &mut file).context("could not keep what stdin has in a temporary file")?;
     Ok(file)
-}
-
-/// How the store knows an archive, by what is in it. Newer docker archives are OCI ones as well.
-fn archive(path: &Path) -> anyhow::Result<String> {
-    let read = || format!("could not read {}", path.display());
-    let mut tar = tar::Archive::new(File::open(path).with_context(read)?);
-    let mut scheme = None;
-    for entry in tar.entries_with_seek().with_context(read)? {
-        let name = entry.with_context(read)?.path_bytes().into_owned();
-        match name.strip_prefix(b"./").unwrap_or(&name) {
-            b"index.json" => return Ok(format!("oci-archive:{}", path.display())),
-            b"manifest.json" => scheme = Some("docker-archive"),
-            _ => {}
-        }
-    }
-    match scheme {
-        Some(scheme) => Ok(format!("{scheme}:{}", path.display())),
-        None => bail!(
-            "{} is neither an OCI archive, which has an index.json, nor a docker archive, which has a manifest.json",
-            path.display()
-        ),
-    }
 }
 
 /// Builds into the given directory, or into the store of `run`.
@@ -248,5 +241,28 @@ mod tests {
         let store = Standalone::open(&config(), &[]).await.unwrap();
         let app = store.images.find("app:1").unwrap().unwrap();
         assert_eq!((app.layers.len(), app.config.env), (2, vec!["A=1".to_owned()]));
+    }
+    #[tokio::test]
+    async fn a_compressed_archive_is_loaded() {
+        // It failed with words about a checksum.
+        let dir = tempfile::tempdir().unwrap();
+        let config = || Config::default().with_directories(dir.path().join("root"), dir.path().join("run"));
+        let image = serde_json::json!({"rootfs": {"type": "layers", "diff_ids": []}});
+        let manifest = serde_json::json!([{"Config": "c.json", "RepoTags": ["a:1", "b:2"], "Layers": []}]);
+        let packed = fs::File::create(dir.path().join("image.tar.gz")).unwrap();
+        let packed = flate2::write::GzEncoder::new(packed, flate2::Compression::fast());
+        let mut builder = tar::Builder::new(packed);
+        for (name, document) in [("c.json", image), ("manifest.json", manifest)] {
+            let bytes = document.to_string().into_bytes();
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            builder.append_data(&mut header, name, &bytes[..]).unwrap();
+        }
+        builder.into_inner().unwrap().finish().unwrap();
+        let args = LoadArgs { input: dir.path().join("image.tar.gz") };
+        assert_eq!(load(config(), args).await.unwrap(), 0);
+        let store = Standalone::open(&config(), &[]).await.unwrap();
+        let record = store.images.find("a:1").unwrap().unwrap();
+        assert_eq!(record.repo_tags, ["docker.io/library/a:1", "docker.io/library/b:2"]);
     }
 }

@@ -117,14 +117,26 @@ fn findings(verified: &Verified, records: &[ImageRecord]) -> String {
     text
 }
 
+/// What an image is shown as: by each of its tags, or else by the best of its other names.
+fn names(record: &ImageRecord) -> Vec<&str> {
+    match record.repo_tags.is_empty() {
+        true => vec![record.display_name()],
+        false => record.repo_tags.iter().map(String::as_str).collect(),
+    }
+}
+
+/// A row for each name.
 fn table(records: &[ImageRecord], now: SystemTime) -> String {
-    let rows: Vec<[String; 4]> = records
-        .iter()
-        .map(|record| {
+    let mut shown: Vec<_> =
+        records.iter().flat_map(|record| names(record).into_iter().map(move |name| (name, record))).collect();
+    shown.sort_by_key(|(name, _)| *name);
+    let rows: Vec<[String; 4]> = shown
+        .into_iter()
+        .map(|(name, record)| {
             let pulled = SystemTime::UNIX_EPOCH + Duration::from_secs(record.pulled_at);
             let age = now.duration_since(pulled).unwrap_or_default();
             [
-                record.display_name().to_owned(),
+                name.to_owned(),
                 short(&record.id).to_owned(),
                 HumanBytes(record.size).to_string(),
                 format!("{} ago", HumanDuration(age)),
@@ -178,10 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn the_table_lines_up() {
+    fn the_table_lines_up_and_shows_every_tag() {
         let record = ImageRecord {
             id: format!("sha256:{}", "ab".repeat(32)),
-            repo_tags: vec!["docker.io/library/busybox:1".to_owned()],
+            repo_tags: ["docker.io/library/busybox:1", "team.example/own:2"].map(str::to_owned).to_vec(),
             repo_digests: Vec::new(),
             other_names: Vec::new(),
             manifest_digest: String::new(),
@@ -197,7 +209,8 @@ mod tests {
         assert_eq!(
             table(&[record], SystemTime::UNIX_EPOCH + Duration::from_secs(1000 + 7200)),
             "IMAGE                        ID            SIZE      PULLED\n\
-             docker.io/library/busybox:1  abababababab  3.00 MiB  2 hours ago\n"
+             docker.io/library/busybox:1  abababababab  3.00 MiB  2 hours ago\n\
+             team.example/own:2           abababababab  3.00 MiB  2 hours ago\n"
         );
     }
 }

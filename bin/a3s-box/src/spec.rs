@@ -125,6 +125,7 @@ pub(crate) fn session_spec(
         },
         readonly_rootfs: args.read_only,
         mounts: args.volumes.iter().map(Volume::mount).collect::<anyhow::Result<_>>()?,
+        image_volumes: image.volume_paths()?,
         masked_paths: MASKED.map(str::to_owned).to_vec(),
         readonly_paths: READONLY.map(str::to_owned).to_vec(),
         stop_signal: 15,
@@ -171,6 +172,8 @@ fn variables(
     for path in &args.env_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the variables in {}", path.display()))?;
+        // Editors of Windows begin files with a byte order mark, which is no part of the first name.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim_start())) {
             if !line.is_empty() && !line.starts_with('#') {
                 let place = format!("{}:{number}", path.display());
@@ -256,6 +259,9 @@ mod tests {
             variables(&args, &image(), &here).unwrap(),
             ["PATH=/image", "A=image", "TERM=vt100", "A=file", "HERE=value", "A=flag"]
         );
+        // The mark that editors of Windows put there was taken for a part of the first name.
+        std::fs::write(&file, "\u{feff}B=marked\r\nC=2\r\n").unwrap();
+        assert_eq!(variables(&args, &image(), &here).unwrap()[3..], ["B=marked", "C=2", "A=flag"]);
         std::fs::write(&file, "fine=1\nno good\n").unwrap();
         let error = variables(&args, &image(), &here).unwrap_err();
         assert!(error.to_string().ends_with("env:2"), "{error:#}");
@@ -268,7 +274,9 @@ mod tests {
 
     #[test]
     fn what_is_not_said_comes_from_the_image_and_the_configuration() {
-        let spec = session_spec(&args(&["i"]), &image(), &here).unwrap();
+        let declaring = ImageConfig { volumes: vec!["data/".to_owned()], ..image() };
+        let spec = session_spec(&args(&["i"]), &declaring, &here).unwrap();
+        assert_eq!(spec.image_volumes, ["/data"]);
         assert_eq!((spec.process.cwd.as_str(), spec.process.user.user.as_str()), ("/srv", "web"));
         assert!(!spec.stdin && !spec.process.terminal && spec.log_path.is_none());
         let said = args(&["-i", "--user", "7:8", "-w", "/x", "--vcpus", "3", "i"]);

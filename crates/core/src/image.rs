@@ -3,6 +3,46 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// No real image declares as many volumes; a hostile one could let every container copy without end.
+pub const MAX_VOLUMES: usize = 64;
+
+/// An image with more volumes than a container gets.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the image declares {count} volumes, more than the limit of {MAX_VOLUMES}: build it with fewer")]
+pub struct TooManyVolumes {
+    /// How many.
+    pub count: usize,
+}
+
+impl ImageConfig {
+    /// The paths of `volumes` in their normal form: absolute, without `.`, `..` and doubled slashes, each once. What
+    /// is not absolute counts from the root. The root itself is no volume, and left out.
+    ///
+    /// # Errors
+    /// There are more than [`MAX_VOLUMES`].
+    pub fn volume_paths(&self) -> Result<Vec<String>, TooManyVolumes> {
+        let mut paths = std::collections::BTreeSet::new();
+        for volume in &self.volumes {
+            let mut names = Vec::new();
+            for name in volume.split('/') {
+                match name {
+                    "" | "." => {}
+                    ".." => drop(names.pop()),
+                    name => names.push(name),
+                }
+            }
+            if !names.is_empty() {
+                paths.insert(format!("/{}", names.join("/")));
+            }
+        }
+        match paths.len() {
+            0..=MAX_VOLUMES => Ok(paths.into_iter().collect()),
+            count => Err(TooManyVolumes { count }),
+        }
+    }
+}
 
 /// The parts of an OCI image config that decide how a session runs
 /// (OCI image-spec, "Image Configuration", object `config`).
@@ -48,4 +88,29 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
     /// Its layers, lowest first. Empty layers may be left out; the list itself may be empty.
     pub layers: Vec<Layer>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(volumes: &[&str]) -> Result<Vec<String>, TooManyVolumes> {
+        let volumes = volumes.iter().map(|path| (*path).to_owned()).collect();
+        ImageConfig { volumes, ..ImageConfig::default() }.volume_paths()
+    }
+
+    #[test]
+    fn volumes_lie_inside_the_root_whatever_the_image_says() {
+        let shown =
+            paths(&["/data/", "data", "//data/./x", "/a/../../b", "../../../c", "/", "", "..", "/x/.."]);
+        assert_eq!(shown.unwrap(), ["/b", "/c", "/data", "/data/x"]);
+    }
+
+    #[test]
+    fn volumes_without_end_are_refused() {
+        let many: Vec<String> = (0..=MAX_VOLUMES).map(|index| format!("/{index}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(paths(&many), Err(TooManyVolumes { count: MAX_VOLUMES + 1 }));
+        assert_eq!(paths(&many[1..]).unwrap().len(), MAX_VOLUMES);
+    }
 }

@@ -7,6 +7,7 @@
 
 pub mod bandwidth;
 pub mod egress;
+pub mod foreign;
 pub mod id;
 pub mod image;
 pub mod lifecycle;

@@ -174,6 +174,9 @@ pub struct SessionSpec {
     pub readonly_rootfs: bool,
     /// Mounts in the order in which they are made.
     pub mounts: Vec<MountSpec>,
+    /// Absolute paths that the image declares as volumes, see [`crate::image::ImageConfig::volume_paths`].
+    #[serde(default)]
+    pub image_volumes: Vec<String>,
     /// Whose processes it sees.
     pub pid_namespace: PidNamespace,
     /// Limits inside the box.

@@ -62,7 +62,7 @@ pub use self::{
     error::{ErrorKind, ImageError, LayerError, PullCause, PullError, Stage},
     export::ExportError,
     hosts::HostsError,
-    local::LocalError,
+    local::{ArchivedImage, LocalError, archived_images, decompress_archive},
     manifest::ManifestError,
     progress::PullProgress,
     pull::PullFigures,

@@ -1,16 +1,20 @@
 //! Images in files of this machine: OCI layouts, as directory or tar, and docker archives.
 
+mod archive;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use a3s_box_core::foreign;
 use serde::Deserialize;
 use thiserror::Error;
 
+pub use self::archive::{ArchivedImage, archived_images, decompress_archive};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, io_kind};
-use crate::manifest::{Descriptor, Document, Manifest, ManifestError, parse};
+use crate::manifest::{Descriptor, Document, Index, Manifest, ManifestError, Platform, parse};
 use crate::reference::{LocalKind, LocalReference, Reference, Version};
 use crate::tar::{EntryKind, TarError, TarReader};
 
@@ -36,8 +40,37 @@ pub enum LocalError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// It is compressed as a whole.
-    #[error("{} is compressed as a whole: decompress it first (its layers may be compressed)", path.display())]
+    #[error(
+        "{} is compressed as a whole: decompress it first (its layers may be compressed), or use `a3s-box image load`",
+        path.display()
+    )]
     Compressed {
+        /// Which one.
+        path: PathBuf,
+    },
+    /// The same, with what nothing here reads.
+    #[error("{} is compressed with {name}, which is not read: unpack it first", path.display())]
+    OtherCompression {
+        /// Which one.
+        path: PathBuf,
+        /// With what.
+        name: &'static str,
+    },
+    /// It is compressed, and ends early or is damaged.
+    #[error("{} could not be decompressed", path.display())]
+    Broken {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A tar of something else.
+    #[error(
+        "{} is neither an OCI archive, which has an index.json, nor a docker archive, which has a manifest.json",
+        path.display()
+    )]
+    NoArchive {
         /// Which one.
         path: PathBuf,
     },
@@ -98,8 +131,14 @@ impl LocalError {
         match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::Io { source, .. } => io_kind(source),
-            Self::Tar { .. } | Self::Digest { .. } | Self::Missing { .. } => ErrorKind::Corrupt,
-            Self::Compressed { .. } | Self::TooLarge { .. } => ErrorKind::Unsupported,
+            Self::Tar { .. }
+            | Self::Digest { .. }
+            | Self::Missing { .. }
+            | Self::NoArchive { .. }
+            | Self::Broken { .. } => ErrorKind::Corrupt,
+            Self::Compressed { .. } | Self::OtherCompression { .. } | Self::TooLarge { .. } => {
+                ErrorKind::Unsupported
+            }
             Self::Choice { count: 0, .. } => ErrorKind::NotFound,
             Self::Choice { .. } => ErrorKind::InvalidReference,
             Self::Manifest { source, .. } => source.kind(),
@@ -200,38 +239,59 @@ impl LocalFiles {
         }
     }
 
-    /// The manifest (or a further index) that a layout has under a name, with what it is called there.
+    fn index(&self, limit: u64) -> Result<Index, LocalError> {
+        let wrong = |source| LocalError::Manifest { path: self.path.clone(), source };
+        match parse(&self.read("index.json", limit)?).map_err(wrong)? {
+            Document::Index(index) => Ok(index),
+            Document::Manifest(_) => {
+                Err(wrong(ManifestError::NotAnImage { problem: "a manifest where an index must be" }))
+            }
+        }
+    }
+
+    /// The manifest (or a further index) that a layout has under a name, or as its so manieth, with the best of its
+    /// names there.
     pub(crate) fn layout_entry(
         &self,
         wanted: Option<&str>,
         limit: u64,
     ) -> Result<(Descriptor, Option<String>), LocalError> {
         let wrong = |source| LocalError::Manifest { path: self.path.clone(), source };
-        let index = match parse(&self.read("index.json", limit)?).map_err(wrong)? {
-            Document::Index(index) => index,
-            Document::Manifest(_) => {
-                return Err(wrong(ManifestError::NotAnImage {
-                    problem: "a manifest where an index must be",
-                }));
-            }
-        };
+        let index = self.index(limit)?;
         let mut named = index.named().map_err(wrong)?;
-        let names: Vec<_> = named.iter().filter_map(|(name, _)| name.clone()).collect();
-        if let Some(wanted) = wanted {
-            named.retain(|(name, _)| name.as_deref() == Some(wanted));
+        let known: Vec<_> = named.iter().filter_map(|(names, _)| names.last().cloned()).collect();
+        match wanted.map(|wanted| (position(wanted), wanted)) {
+            Some((Some(at), _)) => named = named.into_iter().skip(at).take(1).collect(),
+            Some((None, wanted)) => named.retain(|(names, _)| names.iter().any(|name| name == wanted)),
+            None => {}
         }
         match (named.pop(), named.is_empty()) {
-            (Some((name, descriptor)), true) => Ok((descriptor, name)),
+            (Some((mut names, descriptor)), true) => Ok((descriptor, names.pop())),
             // An index of several platforms rather than of several images.
-            (Some(_), false) if wanted.is_none() && names.is_empty() => {
-                index.choose(&crate::manifest::Platform::host()).map(|d| (d, None)).map_err(wrong)
+            (Some(_), false) if wanted.is_none() && known.is_empty() => {
+                index.choose(&Platform::host()).map(|d| (d, None)).map_err(wrong)
             }
-            (last, _) => Err(LocalError::Choice {
-                path: self.path.clone(),
-                wanted: wanted.map(str::to_owned),
-                count: named.len() + usize::from(last.is_some()),
-                names: names.join(", "),
-            }),
+            (last, _) => Err(self.choice(wanted, named.len() + usize::from(last.is_some()), &known)),
+        }
+    }
+
+    /// The tags of each image of a layout. One whose entries have no names is one image for several platforms.
+    fn layout_tags(&self, limit: u64) -> Result<Vec<Vec<String>>, LocalError> {
+        let wrong = |source| LocalError::Manifest { path: self.path.clone(), source };
+        let named = self.index(limit)?.named().map_err(wrong)?;
+        if !named.is_empty() && named.iter().all(|(names, _)| names.is_empty()) {
+            return Ok(vec![Vec::new()]);
+        }
+        let tag = |names: Vec<String>| names.last().and_then(|name| layout_tag(name)).into_iter().collect();
+        Ok(named.into_iter().map(|(names, _)| tag(names)).collect())
+    }
+
+    fn choice(&self, wanted: Option<&str>, count: usize, names: &[String]) -> LocalError {
+        LocalError::Choice {
+            path: self.path.clone(),
+            wanted: wanted.map(str::to_owned),
+            count,
+            names: names.join(", "),
         }
     }
 
@@ -245,7 +305,7 @@ impl LocalFiles {
         let (entry, _) = self.layout_entry(wanted, limit)?;
         let mut bytes = self.read_blob(&entry.digest, limit)?;
         if let Document::Index(index) = parse(&bytes).map_err(wrong)? {
-            let entry = index.choose(&crate::manifest::Platform::host()).map_err(wrong)?;
+            let entry = index.choose(&Platform::host()).map_err(wrong)?;
             bytes = self.read_blob(&entry.digest, limit)?;
         }
         match parse(&bytes).map_err(wrong)? {
@@ -254,29 +314,36 @@ impl LocalFiles {
         }
     }
 
-    /// The image that a docker archive has under a name.
-    pub(crate) fn docker_entry(&self, wanted: Option<&str>, limit: u64) -> Result<DockerEntry, LocalError> {
+    fn docker_entries(&self, limit: u64) -> Result<Vec<DockerEntry>, LocalError> {
         let wrong = |source| LocalError::Manifest {
             path: self.path.clone(),
             source: ManifestError::Json { what: "manifest.json", source },
         };
-        let mut entries: Vec<DockerEntry> =
-            serde_json::from_slice(&self.read("manifest.json", limit)?).map_err(wrong)?;
+        serde_json::from_slice(&self.read("manifest.json", limit)?).map_err(wrong)
+    }
+
+    /// The image that a docker archive has under a name, or as its so manieth.
+    pub(crate) fn docker_entry(&self, wanted: Option<&str>, limit: u64) -> Result<DockerEntry, LocalError> {
+        let mut entries = self.docker_entries(limit)?;
         let names: Vec<_> = entries.iter().flat_map(DockerEntry::tags).collect();
-        if let Some(wanted) = wanted {
-            let wanted = wanted.parse::<Reference>().map_or(wanted.to_owned(), |r| r.to_string());
-            entries.retain(|entry| entry.tags().contains(&wanted));
+        match wanted.map(|wanted| (position(wanted), wanted)) {
+            Some((Some(at), _)) => entries = entries.into_iter().skip(at).take(1).collect(),
+            Some((None, wanted)) => {
+                let wanted = wanted.parse::<Reference>().map_or(wanted.to_owned(), |r| r.to_string());
+                entries.retain(|entry| entry.tags().contains(&wanted));
+            }
+            None => {}
         }
         match (entries.pop(), entries.is_empty()) {
             (Some(entry), true) => Ok(entry),
-            (last, _) => Err(LocalError::Choice {
-                path: self.path.clone(),
-                wanted: wanted.map(str::to_owned),
-                count: entries.len() + usize::from(last.is_some()),
-                names: names.join(", "),
-            }),
+            (last, _) => Err(self.choice(wanted, entries.len() + usize::from(last.is_some()), &names)),
         }
     }
+}
+
+/// `@N` is the N-th image of an archive, from 0: some have no names.
+fn position(wanted: &str) -> Option<usize> {
+    wanted.strip_prefix('@')?.parse().ok()
 }
 
 /// One image of a docker archive.
@@ -284,18 +351,20 @@ impl LocalFiles {
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct DockerEntry {
     pub(crate) config: String,
-    repo_tags: Option<Vec<String>>,
-    layers: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "foreign::list")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "foreign::list")]
+    layers: Vec<String>,
 }
 
 impl DockerEntry {
     /// Its tags, normalised; what is no reference is left out.
     pub(crate) fn tags(&self) -> Vec<String> {
-        self.repo_tags.iter().flatten().filter_map(|tag| normal_tag(tag)).collect()
+        self.repo_tags.iter().filter_map(|tag| normal_tag(tag)).collect()
     }
 
     pub(crate) fn layers(&self) -> &[String] {
-        self.layers.as_deref().unwrap_or_default()
+        &self.layers
     }
 }
 
@@ -308,6 +377,12 @@ pub(crate) fn normal_tag(text: &str) -> Option<String> {
         },
         Reference::Local(_) => None,
     }
+}
+
+/// The tag that a name of a layout is. Layouts name images anyhow; only what is written like a registry's name is
+/// taken for one.
+pub(crate) fn layout_tag(name: &str) -> Option<String> {
+    if name.contains('/') { normal_tag(name) } else { None }
 }
 
 /// Where a layout has a blob.

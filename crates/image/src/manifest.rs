@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use a3s_box_core::foreign;
 use a3s_box_core::image::ImageConfig;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use crate::digest::Digest;
@@ -14,6 +16,9 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
+
+/// The annotation by which a layout names its images.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// The document does not describe an image that we run.
 #[derive(Debug, Error)]
@@ -163,29 +168,33 @@ struct RawDocument {
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     fs_layers: Option<serde_json::Value>,
-    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "foreign::map")]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawDescriptor {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "foreign::or_default")]
     media_type: String,
     digest: String,
     size: u64,
+    /// What the manifest is about, if it is no image but, say, a signature.
+    #[serde(default, deserialize_with = "foreign::or_default")]
+    artifact_type: String,
     platform: Option<Platform>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "foreign::map")]
+    annotations: BTreeMap<String, String>,
 }
 
 /// `os/architecture[/variant]`.
 #[derive(Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Platform {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "foreign::or_default")]
     pub(crate) os: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "foreign::or_default")]
     pub(crate) architecture: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "foreign::or_default")]
     pub(crate) variant: String,
 }
 
@@ -200,6 +209,11 @@ impl Platform {
             other => other,
         };
         Self { os: "linux".into(), architecture: architecture.into(), variant: String::new() }
+    }
+
+    /// An empty one, as some tools write it, says as much as none.
+    fn is_told(&self) -> bool {
+        !self.os.is_empty() || !self.architecture.is_empty()
     }
 
     /// How well it suits this machine, the smaller the better; `None` when not at all.
@@ -224,6 +238,19 @@ impl std::fmt::Display for Platform {
 }
 
 impl RawDescriptor {
+    fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref().filter(|platform| platform.is_told())
+    }
+
+    /// Whether it is beside the image rather than one: build tools put attestations of a platform that is unknown
+    /// into the index, others signatures and lists of contents with the platform of what they are about.
+    fn is_beside(&self) -> bool {
+        let unknown = |platform: &Platform| platform.os == "unknown" && platform.architecture == "unknown";
+        !self.artifact_type.is_empty()
+            || self.platform().is_some_and(unknown)
+            || self.annotations.contains_key("vnd.docker.reference.type")
+    }
+
     fn checked(&self) -> Result<Descriptor, ManifestError> {
         Ok(Descriptor { digest: self.digest.parse()?, size: self.size })
     }
@@ -260,7 +287,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
         (None, Some(config), layers) => Ok(Document::Manifest(Manifest {
             config: config.checked()?,
             layers: layers.unwrap_or_default().iter().map(RawDescriptor::layer).collect::<Result<_, _>>()?,
-            annotations: raw.annotations.unwrap_or_default(),
+            annotations: raw.annotations,
         })),
         (None, None, _) => Err(ManifestError::NotAnImage { problem: "neither a manifest nor an index" }),
         // What two readers could read differently is not read at all.
@@ -271,32 +298,35 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
 impl Index {
     /// The entry for this machine.
     pub(crate) fn choose(&self, host: &Platform) -> Result<Descriptor, ManifestError> {
-        let ranked = self.0.iter().filter_map(|entry| Some((entry.platform.as_ref()?.rank(host)?, entry)));
+        let images = || self.0.iter().filter(|entry| !entry.is_beside());
+        let ranked = images().filter_map(|entry| Some((entry.platform()?.rank(host)?, entry)));
         if let Some((_, entry)) = ranked.min_by_key(|(rank, _)| *rank) {
             return entry.checked();
         }
-        // Single-platform indexes of layouts often do not say which platform.
-        if let [entry] = self.0.as_slice()
-            && entry.platform.is_none()
-        {
+        // Indexes of one image often do not say for which platform; its config does.
+        let mut untold = images().filter(|entry| entry.platform().is_none());
+        if let (Some(entry), None) = (untold.next(), untold.next()) {
             return entry.checked();
         }
-        let mut available: Vec<_> = self
-            .0
-            .iter()
-            .map(|e| e.platform.as_ref().map_or("unknown".into(), Platform::to_string))
-            .collect();
+        let mut available: Vec<_> =
+            self.0.iter().map(|e| e.platform().map_or("unknown".into(), Platform::to_string)).collect();
         available.dedup();
         available.truncate(20);
         Err(ManifestError::Platform { wanted: host.to_string(), available: available.join(", ") })
     }
 
-    /// The entries of a layout's index by their name, with their digests.
-    pub(crate) fn named(&self) -> Result<Vec<(Option<String>, Descriptor)>, ManifestError> {
-        let name = |entry: &RawDescriptor| {
-            entry.annotations.as_ref()?.get("org.opencontainers.image.ref.name").cloned()
+    /// The entries of a layout's index, with all their names. The last one says most: docker's engine gives an image
+    /// its whole name in an annotation of its own, and only the tag in that of the specification.
+    pub(crate) fn named(&self) -> Result<Vec<(Vec<String>, Descriptor)>, ManifestError> {
+        let names = |entry: &RawDescriptor| {
+            [REF_NAME, "io.containerd.image.name"]
+                .iter()
+                .filter_map(|name| entry.annotations.get(*name))
+                .cloned()
+                .collect()
         };
-        self.0.iter().map(|entry| Ok((name(entry), entry.checked()?))).collect()
+        let images = self.0.iter().filter(|entry| !entry.is_beside());
+        images.map(|entry| Ok((names(entry), entry.checked()?))).collect()
     }
 }
 
@@ -313,64 +343,72 @@ pub(crate) struct Config {
 struct RawConfig {
     #[serde(flatten)]
     platform: Platform,
-    created: Option<String>,
-    config: Option<RawRun>,
+    #[serde(default, deserialize_with = "foreign::or_default")]
+    created: String,
+    #[serde(default, deserialize_with = "foreign::or_default")]
+    config: RawRun,
+    #[serde(default, deserialize_with = "foreign::or_default")]
     rootfs: RawRootfs,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct RawRootfs {
-    #[serde(default)]
-    diff_ids: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "foreign::list")]
+    diff_ids: Vec<String>,
 }
 
-/// Docker writes `null` where it has nothing.
 #[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase")]
+#[serde(rename_all = "PascalCase", default)]
 struct RawRun {
-    user: Option<String>,
-    exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    volumes: Option<BTreeMap<String, serde_json::Value>>,
-    working_dir: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    stop_signal: Option<String>,
+    #[serde(deserialize_with = "foreign::or_default")]
+    user: String,
+    #[serde(deserialize_with = "foreign::or_default")]
+    exposed_ports: BTreeMap<String, IgnoredAny>,
+    #[serde(deserialize_with = "foreign::list")]
+    env: Vec<String>,
+    #[serde(deserialize_with = "foreign::list")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "foreign::list")]
+    cmd: Vec<String>,
+    #[serde(deserialize_with = "foreign::or_default")]
+    volumes: BTreeMap<String, IgnoredAny>,
+    #[serde(deserialize_with = "foreign::or_default")]
+    working_dir: String,
+    #[serde(deserialize_with = "foreign::map")]
+    labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "foreign::or_default")]
+    stop_signal: String,
 }
 
 /// Reads an image config and checks it against this machine and its manifest's layers.
 pub(crate) fn parse_config(bytes: &[u8], layers: usize, host: &Platform) -> Result<Config, ManifestError> {
     let raw: RawConfig = serde_json::from_slice(bytes)
         .map_err(|source| ManifestError::Json { what: "image config", source })?;
-    let told = !raw.platform.os.is_empty() || !raw.platform.architecture.is_empty();
+    let told = raw.platform.is_told();
     if told && raw.platform.rank(host).is_none() {
         return Err(ManifestError::Platform {
             wanted: host.to_string(),
             available: raw.platform.to_string(),
         });
     }
-    let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
+    let (diff_ids, run) = (raw.rootfs.diff_ids, raw.config);
     if diff_ids.len() != layers {
         return Err(ManifestError::LayerCount { layers, diff_ids: diff_ids.len() });
     }
-    let run = raw.config.unwrap_or_default();
-    let keys =
-        |map: Option<BTreeMap<String, serde_json::Value>>| map.unwrap_or_default().into_keys().collect();
     Ok(Config {
         platform: if told { raw.platform } else { host.clone() },
-        created: raw.created.unwrap_or_default(),
+        created: raw.created,
         diff_ids: diff_ids.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
         run: ImageConfig {
-            entrypoint: run.entrypoint.unwrap_or_default(),
-            cmd: run.cmd.unwrap_or_default(),
-            env: run.env.unwrap_or_default(),
-            working_dir: run.working_dir.unwrap_or_default(),
-            user: run.user.unwrap_or_default(),
-            stop_signal: run.stop_signal.unwrap_or_default(),
-            labels: run.labels.unwrap_or_default(),
-            volumes: keys(run.volumes),
-            exposed_ports: keys(run.exposed_ports),
+            entrypoint: run.entrypoint,
+            cmd: run.cmd,
+            env: run.env,
+            working_dir: run.working_dir,
+            user: run.user,
+            stop_signal: run.stop_signal,
+            labels: run.labels,
+            volumes: run.volumes.into_keys().collect(),
+            exposed_ports: run.exposed_ports.into_keys().collect(),
         },
     })
 }

@@ -242,11 +242,12 @@ async fn serve<B: Backend>(backend: Arc<B>, call: Call, client: Client) {
 /// The most bytes that may stand before the end of one JSON document.
 const MAX_RESIZE: usize = 4096;
 
+/// A side that a client leaves out is 0, as for the programs that it is made for.
 #[derive(Deserialize)]
 struct Size {
-    #[serde(rename = "Width")]
+    #[serde(rename = "Width", default)]
     width: u16,
-    #[serde(rename = "Height")]
+    #[serde(rename = "Height", default)]
     height: u16,
 }
 

@@ -74,6 +74,18 @@ impl Layer {
         Ok(self)
     }
 
+    /// Adds a directory of somebody; `.` is the root itself.
+    pub fn directory_of(mut self, owner: u64, path: &str, mode: u32) -> Result<Self> {
+        let mut header = header(tar::EntryType::Directory, mode, 0);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        let name = format!("{path}/");
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        self.tar.append(&header, std::io::empty()).context(path.to_owned())?;
+        Ok(self)
+    }
+
     /// Adds a regular file.
     pub fn file(mut self, path: &str, mode: u32, contents: &[u8]) -> Result<Self> {
         let mut header = header(tar::EntryType::Regular, mode, contents.len() as u64);

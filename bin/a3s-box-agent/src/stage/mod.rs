@@ -4,6 +4,7 @@
 //! that reads what to do from a memory file, says how it went on the control socket and then executes the
 //! program. It is never dumpable, so that nobody in a shared pid namespace can look into it.
 
+pub mod copy;
 pub mod devices;
 pub mod environment;
 pub mod error;
@@ -17,6 +18,7 @@ pub mod rootfs;
 pub mod tree;
 pub mod user;
 pub mod users;
+pub mod volumes;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};

@@ -10,8 +10,9 @@ use super::error::{Context, StageError};
 use super::filesystem::{Attributes, harmless, make};
 use super::tree::{Node, Tree, attach};
 use super::users::{Owner, Users};
-use super::{SessionStage, devices, mounts};
+use super::{SessionStage, devices, mounts, volumes};
 use crate::paths;
+use crate::session::layers;
 use crate::sys::{self, attr};
 
 /// Puts the root together in a mount namespace of its own. The agent's files are still in reach.
@@ -21,19 +22,20 @@ pub fn assemble(stage: &SessionStage, users: &Users) -> Result<Tree, StageError>
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("make private", "/")?;
     users.map_layers(&request)?;
-    if let Some(Owner { uid, gid }) = users.root() {
-        let upper = upper(stage);
-        rustix::fs::chown(&upper, Some(uid), Some(gid)).context("own", &upper)?;
-    }
+    own_root(stage, users)?;
     let overlay = overlay(stage).context("mount", "the overlay")?;
     let place = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?;
     attach(&overlay, place.root()).context("attach", "the overlay")?;
     let tree = Tree::open(paths::ROOTFS).context("open", paths::ROOTFS)?.owned_by(users.root());
+    let targets = request.mounts.iter().map(|mount| mount.target.as_str());
+    let mut volumes = volumes::fill(&tree, &request.image_volumes, targets, &stage.directory)?;
     kernel_file_systems(&tree, request.privileged)?;
     devices::mount(&tree, users, request.privileged).context("fill", "/dev")?;
     for mount in mounts::from_the_root_down(&tree, &request.mounts)? {
+        volumes.attach_above(&tree, &mount.target)?;
         mounts::mount(&tree, mount, &stage.directory)?;
     }
+    volumes.attach(&tree)?;
     mounts::mount_etc(&tree, &request.etc_files, &request.mounts, &format!("{}/etc", stage.directory))?;
     mounts::mask(&tree, &request.masked_paths)?;
     mounts::make_readonly(&tree, &request.readonly_paths)?;
@@ -45,11 +47,24 @@ fn upper(stage: &SessionStage) -> String {
     format!("{}/upper", stage.directory)
 }
 
+/// The root directory is the writable layer's. It gets the owner and mode that the image gives it, or belongs to the
+/// session's root.
+fn own_root(stage: &SessionStage, users: &Users) -> Result<(), StageError> {
+    let upper = upper(stage);
+    let layers = layers::stack(&stage.layers);
+    if let Some((_, root)) = super::images::stated_root(&layers).context("look at", "the layers' roots")? {
+        return super::images::give(&upper, &root).context("own", &upper);
+    }
+    if let Some(Owner { uid, gid }) = users.root() {
+        rustix::fs::chown(&upper, Some(uid), Some(gid)).context("own", &upper)?;
+    }
+    Ok(())
+}
+
 fn overlay(stage: &SessionStage) -> std::io::Result<OwnedFd> {
     let (upper, work) = (upper(stage), format!("{}/work", stage.directory));
-    // The wire has the lowest layer first, overlay the highest.
     let mut options: Vec<(&str, Option<&str>)> =
-        stage.layers.iter().rev().map(|layer| ("lowerdir+", Some(layer.as_str()))).collect();
+        layers::stack(&stage.layers).into_iter().map(|layer| ("lowerdir+", Some(layer))).collect();
     if options.is_empty() {
         options.push(("lowerdir+", Some(paths::EMPTY)));
     }

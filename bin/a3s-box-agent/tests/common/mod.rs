@@ -15,7 +15,7 @@ use a3s_box_agent::reaper::Reaper;
 use a3s_box_agent::session::table::Table;
 use a3s_box_agent::{paths, spawn, streams};
 use a3s_box_protocol::framing::{read_message, write_message};
-use a3s_box_protocol::proto::stream_open::Kind;
+pub(crate) use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{
     Capabilities, CreateSessionRequest, ExecRequest, ImageVolume, Mount, Process, StreamAccept, StreamOpen,
     User, mount,

@@ -158,3 +158,17 @@ fn a_password_loses_its_line_end_only() {
         assert!(message.contains("stdin") && !message.contains("s3cret"), "{message}");
     }
 }
+
+#[test]
+fn nulls_in_the_configuration_are_nothing() {
+    // One entry without a value made all credentials of the file unusable.
+    let text = r#"{"auths":{"a.example":null,"b.example":{"auth":"eDp5","username":null,"identitytoken":null}},
+        "credsStore":null,"credHelpers":{"c.example":null}}"#;
+    let config: DockerConfig = serde_json::from_str(text).unwrap();
+    assert_eq!(
+        (config.auths["b.example"].auth.as_str(), config.auths["a.example"].auth.as_str()),
+        ("eDp5", "")
+    );
+    let config: DockerConfig = serde_json::from_str(r#"{"auths":null,"credHelpers":null}"#).unwrap();
+    assert!(config.auths.is_empty() && config.helpers.is_empty());
+}

@@ -111,6 +111,9 @@ pub fn session_spec(
             .enumerate()
             .map(|(index, wanted)| mount(wanted, &format!("config.mounts[{index}]"), volumes, users))
             .collect::<Result<_, _>>()?,
+        image_volumes: image
+            .volume_paths()
+            .map_err(|error| InvalidRequest::new("config.image", error.to_string()))?,
         pid_namespace: security::pid_namespace(&context, users, CONTEXT)?,
         limits: limits.unwrap_or_default(),
         masked_paths,
@@ -365,6 +368,7 @@ mod tests {
             working_dir: "/srv".to_owned(),
             user: "www".to_owned(),
             stop_signal: "SIGQUIT".to_owned(),
+            volumes: vec!["/data/".to_owned()],
             ..Default::default()
         }
     }
@@ -399,6 +403,7 @@ mod tests {
         assert_eq!(spec.process.cwd, "/srv");
         assert_eq!(spec.process.user.user, "www");
         assert_eq!(spec.stop_signal, 3);
+        assert_eq!(spec.image_volumes, ["/data"]);
         assert_eq!((spec.name.as_str(), spec.attempt), ("app", 2));
         assert_eq!(spec.pid_namespace, PidNamespace::Pod);
     }
@@ -416,6 +421,15 @@ mod tests {
         let surroundings = Surroundings { image: &image, volumes: &volumes, filter: None, users: None };
         let error = session_spec(config(), surroundings).unwrap_err();
         assert_eq!(error.field, "config.command");
+    }
+
+    #[test]
+    fn an_image_with_volumes_without_end_is_refused() {
+        let many = (0..1000).map(|index| format!("/{index}")).collect();
+        let (image, volumes) = (ImageConfig { volumes: many, ..image() }, HashMap::new());
+        let surroundings = Surroundings { image: &image, volumes: &volumes, filter: None, users: None };
+        let error = session_spec(config(), surroundings).unwrap_err();
+        assert_eq!(error.field, "config.image");
     }
 
     #[test]

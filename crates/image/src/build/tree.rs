@@ -7,7 +7,6 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::sources::inside;
 use crate::layer::Decompressed;
 use crate::tar::{EntryKind, TarReader};
 
@@ -50,7 +49,7 @@ impl Tree {
         let mut tar = TarReader::new(Decompressed::new(blob).map_err(|e| e.to_string())?);
         let mut added = Vec::new();
         while let Some(entry) = tar.next_entry().map_err(|e| e.to_string())? {
-            let path = inside(OsStr::from_bytes(&entry.path))?;
+            let path = named(&entry.path)?;
             let hidden = path.file_name().and_then(|name| name.as_bytes().strip_prefix(b".wh."));
             match hidden {
                 None => added.push((path, entry.kind)),
@@ -72,9 +71,7 @@ impl Tree {
         let node = match kind {
             EntryKind::Directory => Node::Directory,
             EntryKind::Symlink(target) => Node::Link(OsString::from_vec(target).into()),
-            EntryKind::HardLink(target) => {
-                self.get(&inside(OsStr::from_bytes(&target))?).cloned().unwrap_or(Node::Other)
-            }
+            EntryKind::HardLink(target) => self.get(&named(&target)?).cloned().unwrap_or(Node::Other),
             EntryKind::File
             | EntryKind::CharDevice { .. }
             | EntryKind::BlockDevice { .. }
@@ -106,6 +103,22 @@ impl Tree {
         below.iter().for_each(|at| drop(self.0.remove(at)));
         Ok(())
     }
+}
+
+/// A name of a layer's tar. `..` takes the name before it away, as when the layer is converted.
+fn named(path: &[u8]) -> Result<PathBuf, String> {
+    let mut names = PathBuf::new();
+    for component in Path::new(OsStr::from_bytes(path)).components() {
+        match component {
+            Component::Normal(part) => names.push(part),
+            Component::ParentDir if names.pop() => {}
+            Component::ParentDir => {
+                return Err(format!("{} climbs out with '..'", String::from_utf8_lossy(path)));
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Ok(names)
 }
 
 /// Where a path leads if all links are followed as by chroot; `link` tells what a path links to.

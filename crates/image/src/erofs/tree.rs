@@ -152,6 +152,23 @@ impl Tree {
         }
     }
 
+    /// Takes the whiteouts out of a directory.
+    pub(crate) fn drop_whiteouts(&mut self, directory: NodeId) {
+        let children = |tree: &mut Self| match &mut tree.node_mut(directory).payload {
+            Payload::Directory { children, .. } => std::mem::take(children),
+            Payload::File(_)
+            | Payload::Symlink(_)
+            | Payload::CharDevice(_)
+            | Payload::BlockDevice(_)
+            | Payload::Fifo => BTreeMap::new(),
+        };
+        let mut kept = children(self);
+        kept.retain(|_, child| !self.node(*child).payload.is_whiteout());
+        if let Payload::Directory { children, .. } = &mut self.node_mut(directory).payload {
+            *children = kept;
+        }
+    }
+
     /// Makes a directory hide the lower layers' one.
     pub(crate) fn set_opaque(&mut self, directory: NodeId) {
         if let Payload::Directory { opaque, .. } = &mut self.node_mut(directory).payload {

@@ -14,7 +14,7 @@ const TRUSTED: u8 = 4;
 /// The header before the entries.
 const HEADER: usize = 12;
 /// What the inode's 16-bit count of 4-byte units can say, less the header
-/// and room for the mark of an opaque directory.
+/// and room for the marks of an opaque directory and of a root.
 const ENTRIES_MAX: usize = 4 * (u16::MAX as usize - 1) - 64;
 
 /// The attributes of one inode, by name index and rest of the name: sorted, so that the bytes
@@ -64,6 +64,17 @@ impl Xattrs {
     /// Whether overlayfs takes the directory for opaque.
     pub(crate) fn has_opaque_mark(&self) -> bool {
         self.0.get(&opaque_mark()).is_some_and(|value| &**value == b"y")
+    }
+
+    /// Marks a root directory whose owner and mode the layer states. A layer that says nothing of its root has one all
+    /// the same, and whoever stacks layers must tell them apart. Overlayfs shows nobody attributes of this name space.
+    pub(crate) fn mark_root(&mut self) {
+        self.0.insert(root_mark(), b"y"[..].into());
+    }
+
+    /// Whether a root is marked so.
+    pub(crate) fn has_root_mark(&self) -> bool {
+        self.0.contains_key(&root_mark())
     }
 
     /// A copy without attributes that speak to overlayfs.
@@ -140,6 +151,11 @@ impl Xattrs {
 
 fn opaque_mark() -> Name {
     (TRUSTED, b"overlay.opaque"[..].into())
+}
+
+/// The agent looks for it by its full name, `trusted.overlay.a3s-root`.
+fn root_mark() -> Name {
+    (TRUSTED, b"overlay.a3s-root"[..].into())
 }
 
 fn entry_size(name: usize, value: usize) -> usize {

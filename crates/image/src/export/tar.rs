@@ -85,9 +85,13 @@ impl Layer {
     fn directory<W: Write>(&self, tar: &mut Builder<W>, path: &[u8], inode: &Inode) -> io::Result<()> {
         let xattrs = self.reader.xattrs(inode).map_err(damaged)?;
         let opaque = xattrs.has_opaque_mark();
+        // A layer that says nothing of its root shall not begin to.
+        let stated = !path.is_empty() || xattrs.has_root_mark();
         let mut entry = Entry::of(EntryType::Directory, inode, &xattrs.without_overlay_marks());
         let name = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
-        entry.append(tar, &name, None, 0, io::empty())?;
+        if stated {
+            entry.append(tar, &name, None, 0, io::empty())?;
+        }
         if opaque {
             Entry::mark().append(tar, &joined(path, b".wh..wh..opq"), None, 0, io::empty())?;
         }
@@ -265,6 +269,7 @@ mod tests {
     use std::io::{Seek, Write};
 
     use super::*;
+    use crate::layer::LayerStack;
     use crate::testing::{NoLower, convert_in_memory, walk};
 
     fn record(text: &str) -> Vec<u8> {
@@ -322,8 +327,14 @@ mod tests {
         tar.into_inner().unwrap()
     }
 
+    /// Above a layer that has the directory in which this one hides something.
     fn image(tar: &[u8]) -> Vec<u8> {
-        convert_in_memory(tar, &mut NoLower, 1 << 24, 1 << 24).unwrap().0
+        let mut below = Builder::new(Vec::new());
+        below.append_data(&mut header(EntryType::Directory), "d/", io::empty()).unwrap();
+        let below =
+            convert_in_memory(&below.into_inner().unwrap(), &mut NoLower, 1 << 24, 1 << 24).unwrap().0;
+        let mut below = LayerStack::new(vec![below]).unwrap();
+        convert_in_memory(tar, &mut below, 1 << 24, 1 << 24).unwrap().0
     }
 
     fn exported(image: &[u8]) -> Vec<u8> {

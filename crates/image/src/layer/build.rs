@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::convert::{ConvertError, Converted, convert};
 use super::lower::{Lower, LowerError};
-use super::stream::{Decompressed, Measured, OverLimit, Stream};
+use super::stream::{Decompressed, Measured, OtherCompression, OverLimit, Stream};
 use crate::config::Limits;
 use crate::digest::{Algorithm, Digest};
 use crate::erofs::{ImageWriter, WriterError};
@@ -47,6 +47,8 @@ pub(crate) enum BuildError {
     Input(#[source] io::Error),
     #[error("could not decompress the layer")]
     Decompress(#[source] io::Error),
+    #[error("the layer is compressed with {name}, which is not read: push it again with gzip or zstd")]
+    Compression { name: &'static str },
     #[error(transparent)]
     Convert(ConvertError),
 }
@@ -60,7 +62,7 @@ impl BuildError {
             | Self::Digest { .. }
             | Self::DiffId { .. }
             | Self::Decompress(_) => ErrorKind::Corrupt,
-            Self::Bomb { .. } => ErrorKind::Unsupported,
+            Self::Bomb { .. } | Self::Compression { .. } => ErrorKind::Unsupported,
             Self::Input(_) => ErrorKind::Unavailable,
             Self::Convert(error) => match error {
                 ConvertError::Write { source, .. } | ConvertError::Finish(source) => match source {
@@ -140,7 +142,10 @@ fn unpack<R: Read>(
         (Stream::Blob, None) | (Stream::Tar, _) => BuildError::Bomb { limit: limits.layer_bytes },
     };
     let decompress = |error| over_limit(&error).map_or_else(|| BuildError::Decompress(error), over);
-    let tar = Decompressed::new(blob).map_err(decompress)?;
+    let tar = Decompressed::new(blob).map_err(|error| match OtherCompression::in_error(&error) {
+        Some(name) => BuildError::Compression { name },
+        None => decompress(error),
+    })?;
     let tar = Measured::new(tar, Stream::Tar, expected.diff_id.algorithm(), limits.layer_bytes);
     let writer = ImageWriter::new(output, limits.layer_bytes, Some(spool.to_owned()))
         .map_err(|error| BuildError::Convert(ConvertError::Finish(error)))?;

@@ -8,7 +8,10 @@
 //! - A hard link whose target lies below brings a copy of it, under both names, as writing
 //!   through an overlay would.
 //! - Of entries with one name the last wins; a directory over a directory keeps its children.
-//! - Whiteouts speak of lower layers only: what this layer brings itself stays.
+//! - Whiteouts speak of lower layers only: what this layer brings itself stays. Those that cannot hide anything,
+//!   because no lower layer shows in their directory, are left out: overlayfs takes whiteouts out of the listings of
+//!   merged directories only, so a program would find their names and no file.
+//! - Which layer says whose the root directory is, a mark in it tells.
 
 use std::collections::VecDeque;
 use std::io::{Read, Seek, Write};
@@ -102,6 +105,9 @@ pub(crate) fn convert<R: Read, W: Write + Seek>(
             return Err(ConvertError::TooMuchMetadata { limit: metadata_limit });
         }
     }
+    for directory in converter.directories_of_idle_whiteouts()? {
+        converter.tree.drop_whiteouts(directory);
+    }
     let depends_on_lower = converter.asked_lower;
     let (out, written) = converter.writer.finish(&converter.tree, uuid).map_err(ConvertError::Finish)?;
     let converted = Converted { bytes: written.bytes, inodes: written.inodes, depends_on_lower };
@@ -181,7 +187,9 @@ impl<W: Write + Seek> Converter<'_, W> {
         if entry.kind != EntryKind::Directory {
             return Err(ConvertError::RootReplaced { path: shown(&entry.path) });
         }
-        self.tree.node_mut(Tree::ROOT).attributes = attributes(entry)?;
+        let mut attributes = attributes(entry)?;
+        attributes.xattrs.mark_root();
+        self.tree.node_mut(Tree::ROOT).attributes = attributes;
         Ok(())
     }
 
@@ -214,6 +222,33 @@ impl<W: Write + Seek> Converter<'_, W> {
                 self.tree.link(parent.node(), name, node);
             }
         }
+    }
+
+    /// The directories with whiteouts that are not merged with one of a lower layer. The root always is merged, with
+    /// a container's own layer if with nothing else.
+    fn directories_of_idle_whiteouts(&mut self) -> Result<Vec<NodeId>, ConvertError> {
+        let tree = &self.tree;
+        let (mut idle, mut path) = (Vec::new(), Vec::new());
+        // How deep, by which name, which, and whether lower layers do not show there.
+        let mut todo: Vec<(usize, &[u8], NodeId, bool)> = vec![(0, b"", Tree::ROOT, false)];
+        while let Some((depth, name, directory, hidden)) = todo.pop() {
+            let Payload::Directory { children, opaque } = &tree.node(directory).payload else { continue };
+            path.truncate(depth);
+            path.extend((directory != Tree::ROOT).then_some(name));
+            let mut alone = hidden || *opaque;
+            if children.values().any(|child| tree.node(*child).payload.is_whiteout()) {
+                if !alone && !path.is_empty() {
+                    self.asked_lower = true;
+                    let below = self.lower.look_up(&path);
+                    let below = below
+                        .map_err(|source| ConvertError::Lower { path: shown(&path.join(&b'/')), source })?;
+                    alone = !below.is_some_and(|found| matches!(found.kind, FoundKind::Directory));
+                }
+                idle.extend(alone.then_some(directory));
+            }
+            todo.extend(children.iter().map(|(name, child)| (path.len(), &**name, *child, alone)));
+        }
+        Ok(idle)
     }
 
     fn hard_link(

@@ -19,7 +19,7 @@ pub(crate) use convert::Converted;
 pub(crate) use convert::{ConvertError, convert};
 pub(crate) use lower::{Found, LayerStack, Lower, LowerError};
 #[cfg(feature = "store")]
-pub(crate) use stream::Decompressed;
+pub(crate) use stream::{Decompressed, OtherCompression};
 
 #[cfg(test)]
 mod tests;

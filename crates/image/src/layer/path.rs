@@ -8,7 +8,8 @@ use super::convert::ConvertError;
 const PATH_MAX: usize = 4095;
 
 /// The components of a path of an entry or hard link. A leading slash means our root; `.` and
-/// empty components vanish; `..` is refused, wherever it leads.
+/// empty components vanish; `..` takes the name before it away, as in the text and not by following links: so all
+/// other readers have it. One with nothing before it is refused.
 pub(super) fn components(path: &[u8]) -> Result<Vec<Box<[u8]>>, ConvertError> {
     if path.len() > PATH_MAX {
         let longest = path.split(|b| *b == b'/').map(<[u8]>::len).max().unwrap_or(0);
@@ -17,10 +18,11 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<Box<[u8]>>, ConvertError> {
         }
         return Err(ConvertError::PathTooLong { path: shown(path), length: path.len() });
     }
-    let mut components = Vec::new();
+    let mut components: Vec<Box<[u8]>> = Vec::new();
     for component in path.split(|b| *b == b'/') {
         match component {
             b"" | b"." => {}
+            b".." if components.pop().is_some() => {}
             b".." => return Err(ConvertError::Climbs { path: shown(path) }),
             _ if component.len() > NAME_MAX => {
                 return Err(ConvertError::NameTooLong { name: shown(path), length: component.len() });

@@ -9,6 +9,8 @@ use crate::digest::{Algorithm, Digest, Hasher};
 const BUFFER: usize = 128 << 10;
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// As many bytes as it takes to know what a blob is.
+const HEAD: u64 = 10;
 
 /// Counts and hashes what passes, and stops at a limit.
 pub(super) struct Measured<R> {
@@ -84,10 +86,38 @@ pub(crate) enum Decompressed<R: Read> {
     Plain(Peeked<R>),
 }
 
+/// A compression that is known and not read; carried inside an `io::Error`.
+#[derive(Debug, thiserror::Error)]
+#[error("it is compressed with {0}, which is not read; gzip and zstd are")]
+pub(crate) struct OtherCompression(pub(crate) &'static str);
+
+impl OtherCompression {
+    /// What the first bytes of a blob say. A tar begins with a name, so a magic must not be what a name may begin with.
+    fn of(head: &[u8]) -> Option<Self> {
+        let name = match head {
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => "bzip2",
+            [0x04, 0x22, 0x4d, 0x18, ..] => "lz4",
+            [b'L', b'Z', b'I', b'P', 1, ..] => "lzip",
+            _ => return None,
+        };
+        Some(Self(name))
+    }
+
+    /// The one that an error carries.
+    pub(crate) fn in_error(error: &io::Error) -> Option<&'static str> {
+        error.get_ref()?.downcast_ref::<Self>().map(|Self(name)| *name)
+    }
+}
+
 impl<R: Read> Decompressed<R> {
     pub(crate) fn new(mut blob: R) -> io::Result<Self> {
-        let mut head = Vec::with_capacity(4);
-        blob.by_ref().take(4).read_to_end(&mut head)?;
+        let mut head = Vec::with_capacity(HEAD as usize);
+        blob.by_ref().take(HEAD).read_to_end(&mut head)?;
+        if let Some(other) = OtherCompression::of(&head) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, other));
+        }
         let (gzip, zstd) =
             (head.starts_with(GZIP_MAGIC), head.starts_with(ZSTD_MAGIC) || is_skippable(&head));
         let blob = BufReader::with_capacity(BUFFER, io::Cursor::new(head).chain(blob));

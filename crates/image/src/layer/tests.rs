@@ -83,6 +83,11 @@ impl Tar {
         Ok((read(image), converted))
     }
 
+    fn image_above(self, lower: &[u8]) -> Vec<u8> {
+        let mut stack = LayerStack::new(vec![lower.to_vec()]).unwrap();
+        convert_in_memory(&self.bytes(), &mut stack, LIMIT, METADATA).unwrap().0
+    }
+
     fn error(self) -> ConvertError {
         convert_in_memory(&self.bytes(), &mut NoLower, LIMIT, METADATA).unwrap_err()
     }
@@ -129,14 +134,18 @@ fn attributes_and_contents_arrive_as_they_were_written() {
 
 #[test]
 fn whiteouts_become_what_overlayfs_knows() {
-    let tree = Tar::new()
+    let below = Tar::new().dir("d/").image();
+    let (tree, converted) = Tar::new()
         .dir("d/")
         .file("d/.wh.gone", b"")
         .dir("o/")
         .file("o/.wh..wh..opq", b"")
         .file("o/kept", b"x")
         .file(".wh..wh.plnk", b"")
-        .tree();
+        .above(&[&below])
+        .unwrap();
+    // That it shows anything below its own d, the layer knows from below.
+    assert!(converted.depends_on_lower);
     assert_eq!(keys(&tree), ["", "d", "d/gone", "o", "o/kept"]);
     assert!(is_whiteout(&tree["d/gone"]));
     assert!(is_opaque(&tree["o"]) && !is_opaque(&tree["d"]));
@@ -156,8 +165,70 @@ fn a_whiteout_hides_lower_layers_and_not_its_own_one() {
 }
 
 #[test]
+fn whiteouts_that_hide_nothing_are_left_out() {
+    // Overlayfs lists them where nothing is merged: find, du and tar then failed on names that have no file.
+    let below = Tar::new().dir("d/").file("d/x", b"").file("f", b"").symlink("l", "d").image();
+    let (tree, _) = Tar::new()
+        .dir("d/")
+        .file("d/.wh.x", b"")
+        .file("d/.wh.never-there", b"")
+        .dir("d/new/")
+        .file("d/new/.wh.x", b"")
+        .dir("d/new/deeper/")
+        .file("d/new/deeper/.wh.x", b"")
+        .dir("o/")
+        .file("o/.wh.beside", b"")
+        .file("o/.wh..wh..opq", b"")
+        .dir("o/inner/")
+        .file("o/inner/.wh.x", b"")
+        .dir("f/")
+        .file("f/.wh.x", b"")
+        .dir("l/")
+        .file("l/.wh.x", b"")
+        .file(".wh.root", b"")
+        .above(&[&below])
+        .unwrap();
+    assert_eq!(
+        keys(&tree),
+        ["", "d", "d/never-there", "d/new", "d/new/deeper", "d/x", "f", "l", "o", "o/inner", "root"]
+    );
+    // The root is merged with the writable layer if with nothing else; nobody need be asked.
+    let (tree, converted) = Tar::new().file(".wh.root", b"").file("x", b"").above(&[]).unwrap();
+    assert_eq!((keys(&tree), converted.depends_on_lower), (vec!["", "root", "x"], false));
+    let (tree, converted) = Tar::new()
+        .file(".wh..wh..opq", b"")
+        .file(".wh.root", b"")
+        .dir("d/")
+        .file("d/.wh.x", b"")
+        .above(&[&below])
+        .unwrap();
+    assert_eq!((keys(&tree), converted.depends_on_lower), (vec!["", "d"], false));
+}
+
+#[test]
+fn a_layer_that_states_its_root_is_told_from_one_that_does_not() {
+    let mark = |tree: &BTreeMap<String, Seen>| {
+        tree[""].xattrs.iter().any(|(name, _)| name == "trusted.overlay.a3s-root")
+    };
+    let stated = Tar::new().dir("./").file("x", b"").tree();
+    assert!(mark(&stated) && (stated[""].mode, stated[""].uid) == (0o040_750, 1000));
+    assert!(!mark(&Tar::new().file("x", b"").tree()));
+    // A tar cannot make the mark itself.
+    let claimed = Tar::new().pax([("SCHILY.xattr.trusted.overlay.a3s-root", &b"y"[..])]).dir("d/").tree();
+    assert_eq!(claimed["d"].xattrs, []);
+}
+
+#[test]
+fn a_name_that_goes_back_inside_is_read_as_others_read_it() {
+    let tree =
+        Tar::new().dir("d/").file("d/../e", b"e").hard_link("d/x/../../f", "d/../e").dir("d/..").tree();
+    assert_eq!(keys(&tree), ["", "d", "e", "f"]);
+    assert_eq!((tree["e"].bytes.as_slice(), tree["e"].nid), (&b"e"[..], tree["f"].nid));
+}
+
+#[test]
 fn climbing_names_are_refused_and_absolute_ones_are_ours() {
-    for path in ["../x", "a/../../x", "a/..", "/../x"] {
+    for path in ["../x", "a/../../x", "/../x", "a/../.."] {
         assert!(matches!(Tar::new().file(path, b"").error(), ConvertError::Climbs { .. }), "{path}");
     }
     let error = Tar::new().hard_link("x", "../../etc/shadow").error();
@@ -245,7 +316,7 @@ fn a_hard_link_to_a_lower_layer_brings_a_copy_under_both_names() {
 #[test]
 fn what_middle_layers_hide_cannot_be_linked_to() {
     let base = Tar::new().dir("d/").file("d/f", b"x").file("g", b"y").image();
-    let hides_file = Tar::new().dir("d/").file("d/.wh.f", b"").image();
+    let hides_file = Tar::new().dir("d/").file("d/.wh.f", b"").image_above(&base);
     let hides_all = Tar::new().dir("d/").file("d/.wh..wh..opq", b"").image();
     let replaces = Tar::new().file("d", b"a file").image();
     for middle in [hides_file, hides_all, replaces] {

@@ -48,6 +48,9 @@ fn the_baseline_variant_of_this_platform_is_chosen() {
 fn an_index_with_one_entry_need_not_name_its_platform() {
     assert_eq!(index(&[('5', "")]).choose(&linux("amd64")).unwrap().digest.to_string(), digest('5'));
     assert!(index(&[('5', ""), ('6', "")]).choose(&linux("amd64")).is_err());
+    // An artifact of this platform is not run, whatever else there is.
+    let only = index(&[('7', r#","artifactType":"x/y","platform":{"os":"linux","architecture":"amd64"}"#)]);
+    assert!(only.choose(&linux("amd64")).is_err());
 }
 
 #[test]
@@ -92,4 +95,30 @@ fn a_config_with_nulls_is_read_and_the_layers_are_counted() {
         Err(ManifestError::LayerCount { layers: 2, diff_ids: 1 })
     ));
     assert!(matches!(parse_config(text.as_bytes(), 1, &linux("arm64")), Err(ManifestError::Platform { .. })));
+}
+
+#[test]
+fn nulls_are_nothing_wherever_they_stand() {
+    // One label without a value made an image unusable that runs everywhere else.
+    let text = format!(
+        r#"{{"os":"linux","architecture":"amd64","variant":null,"created":null,"config":{{
+            "User":null,"ExposedPorts":{{"80/tcp":null}},"Env":["A=1",null],"Entrypoint":null,"Cmd":null,
+            "Volumes":{{"/v":null}},"WorkingDir":null,"Labels":{{"a":null,"b":"c"}},"StopSignal":null
+        }},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+        digest('c')
+    );
+    let run = parse_config(text.as_bytes(), 1, &linux("amd64")).unwrap().run;
+    let labels = [("a", ""), ("b", "c")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(run.labels, BTreeMap::from(labels));
+    assert_eq!((run.env, run.volumes), (vec!["A=1".to_owned(), String::new()], vec!["/v".to_owned()]));
+    for text in [r#"{"rootfs":null,"config":null}"#, r#"{"os":null,"architecture":null}"#, "{}"] {
+        parse_config(text.as_bytes(), 0, &linux("amd64")).unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+    let text = format!(
+        r#"{{"schemaVersion":2,"annotations":{{"a":null}},"config":{{"mediaType":null,"digest":"{}","size":7,
+            "platform":null,"annotations":null}},"layers":null,"manifests":null}}"#,
+        digest('a')
+    );
+    let Document::Manifest(manifest) = parse(text.as_bytes()).unwrap() else { panic!("no manifest") };
+    assert_eq!((manifest.layers.len(), manifest.annotations["a"].as_str()), (0, ""));
 }

@@ -8,7 +8,7 @@ use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::PullCause;
 use crate::hosts::hosts_for;
-use crate::local::{FileRange, LocalFiles, blob_name, normal_tag};
+use crate::local::{FileRange, LocalFiles, blob_name, layout_tag};
 use crate::manifest::{Descriptor, Document, Manifest, ManifestError, Platform, parse};
 use crate::reference::{LocalKind, LocalReference, Reference, Version};
 use crate::registry::Repository;
@@ -130,8 +130,7 @@ impl Source {
         let digest = entry.digest.clone();
         let bytes = self.document(entry, limits).await?;
         let chosen = self.choose(bytes, digest, limits).await?;
-        // Layouts name images anyhow; only what is written like a registry's name is taken for one.
-        let tags = name.filter(|name| name.contains('/')).and_then(|name| normal_tag(&name));
+        let tags = name.and_then(|name| layout_tag(&name));
         let (files, limits) = (Arc::clone(files), *limits);
         let layers = move || {
             found(chosen, &limits, tags.into_iter().collect(), Vec::new(), |layer| {

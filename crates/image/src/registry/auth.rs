@@ -1,5 +1,6 @@
 //! Challenges and tokens (distribution-spec, "Token Authentication").
 
+use a3s_box_core::foreign;
 use http_auth::ChallengeRef;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{StatusCode, Url};
@@ -93,10 +94,14 @@ impl Challenge {
     }
 }
 
-#[derive(Deserialize)]
+/// Two names for the same, of which a service may leave out one, or leave it empty.
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct TokenDocument {
-    token: Option<String>,
-    access_token: Option<String>,
+    #[serde(deserialize_with = "foreign::or_default")]
+    token: String,
+    #[serde(deserialize_with = "foreign::or_default")]
+    access_token: String,
 }
 
 impl Endpoint {
@@ -128,6 +133,29 @@ impl Endpoint {
                     return Err(RegistryError::Challenge { host: self.host.origin(), problem });
                 }
                 let request = self.token_request(realm, service, scope, login, refresh);
+                self.fetch_token(request, what).await
+            }
+        }
+    }
+
+    /// Turns the challenge of a host that a redirect led to into a token that anybody would get. `presented` is for
+    /// the message of one that wants more.
+    pub(super) async fn answer_anonymously(
+        &self,
+        challenge: Challenge,
+        origin: &str,
+        what: &str,
+        presented: &'static str,
+    ) -> Result<Token, RegistryError> {
+        match challenge {
+            Challenge::Basic => Err(RegistryError::Denied {
+                host: origin.to_owned(),
+                what: what.to_owned(),
+                presented,
+                detail: String::new(),
+            }),
+            Challenge::Bearer { realm, service, scope } => {
+                let request = self.token_request(realm, service, scope, None, None);
                 self.fetch_token(request, what).await
             }
         }
@@ -188,11 +216,12 @@ impl Endpoint {
         if !status.is_success() {
             return Err(RegistryError::Status { host, what, status: status.as_u16(), detail: String::new() });
         }
-        let body = self.body(response, &host, &what, TOKEN_BODY).await?;
+        let body = self.body(response, &host, &what, TOKEN_BODY, &|_| false).await?;
         let document: Option<TokenDocument> = serde_json::from_slice(&body).ok();
         document
-            .and_then(|document| document.token.or(document.access_token))
-            .filter(|token| !token.is_empty())
+            .and_then(|TokenDocument { token, access_token }| {
+                [token, access_token].into_iter().find(|token| !token.is_empty())
+            })
             .and_then(|token| bearer(&token))
             .ok_or(RegistryError::Challenge { host, problem: "its token service gave no token" })
     }

@@ -13,6 +13,8 @@ use crate::digest::Digest;
 
 /// So much progress makes earlier breaks forgotten.
 const FORGIVEN_AFTER: u64 = 4 << 20;
+/// How long a response may take to end once all of its bytes are there.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Where a blob's bytes go, in order.
 pub(crate) trait BlobSink {
@@ -26,6 +28,8 @@ struct Transfer<'a> {
     size: u64,
     what: String,
     got: u64,
+    /// A host has refused to send a part only: the whole is asked for, and what is known is skipped.
+    no_ranges: bool,
     /// Time spent waiting for the network, not for the sink.
     waited: Duration,
 }
@@ -48,10 +52,16 @@ impl Repository {
         sink: &mut impl BlobSink,
     ) -> Result<(), RegistryError> {
         let what = format!("blob {digest}");
-        let mut transfer = Transfer { digest, size, what, got: 0, waited: Duration::ZERO };
+        let mut transfer = Transfer { digest, size, what, got: 0, no_ranges: false, waited: Duration::ZERO };
         let (mut breaks, mut last_break) = (0, 0);
         loop {
-            let (response, host) = self.open(&transfer).await?;
+            let (response, host) = match self.open(&transfer).await {
+                Err(error) if transfer.got > 0 && !transfer.no_ranges && error.refuses_range() => {
+                    transfer.no_ranges = true;
+                    continue;
+                }
+                opened => opened?,
+            };
             match self.copy(response, &host, &mut transfer, sink).await? {
                 End::Complete | End::Refused => return Ok(()),
                 End::Broken(detail) => {
@@ -75,7 +85,8 @@ impl Repository {
     /// Asks the hosts for the rest of a blob.
     async fn open(&self, transfer: &Transfer<'_>) -> Result<(Response, String), RegistryError> {
         let url = format!("{}/blobs/{}", self.path, transfer.digest);
-        let want = Want { what: &transfer.what, path: &url, accept: "*/*", offset: transfer.got };
+        let (what, offset) = (&transfer.what, if transfer.no_ranges { 0 } else { transfer.got });
+        let want = Want { what, path: &url, accept: "*/*", offset, anonymous_elsewhere: false };
         let mut refused = Refused::default();
         for endpoint in self.able("pull") {
             if refused.settles(endpoint) {
@@ -101,7 +112,9 @@ impl Repository {
         let allowed = self.timeouts.idle + Duration::from_secs(transfer.size / self.timeouts.slowest.max(1));
         loop {
             let begun = Instant::now();
-            let chunk = timeout(self.timeouts.idle, response.chunk()).await;
+            let whole = transfer.got == transfer.size;
+            let patience = if whole { self.timeouts.idle.min(LAST_WORD) } else { self.timeouts.idle };
+            let chunk = timeout(patience, response.chunk()).await;
             transfer.waited += begun.elapsed();
             let too_slow = |step, limit| {
                 Err(RegistryError::Timeout {
@@ -112,12 +125,14 @@ impl Repository {
                 })
             };
             let mut bytes = match chunk {
+                // However the response ends: whether these are the right bytes, the digest says. To ask for the
+                // rest of a blob that has none would be answered with an error.
+                Err(_) | Ok(Err(_) | Ok(None)) if whole => return Ok(End::Complete),
                 Err(_) => return too_slow("go on sending", self.timeouts.idle),
                 Ok(Err(error)) => return Ok(End::Broken(innermost(&error.without_url()))),
-                Ok(Ok(None)) if transfer.got < transfer.size => {
+                Ok(Ok(None)) => {
                     return Ok(End::Broken(format!("{} bytes are missing", transfer.size - transfer.got)));
                 }
-                Ok(Ok(None)) => return Ok(End::Complete),
                 Ok(Ok(Some(bytes))) => bytes,
             };
             if transfer.waited > allowed {

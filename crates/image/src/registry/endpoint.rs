@@ -1,5 +1,12 @@
 //! One host of a repository: requests with redirects, authentication and retries.
+//!
+//! Only the host itself, home, gets the credentials of the pull and the headers of hosts.toml, and only its challenges
+//! are answered with them. A redirect leads to strangers: whoever can make a registry redirect can name any host. A
+//! stranger's challenge to a manifest is answered with a token that anybody gets, which goes to that stranger only
+//! (a registry's name may be a mere redirect to another registry). A blob's stranger is mostly a store behind signed
+//! addresses; it gets the request without anything, or such a token that was fetched for its manifests.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{
@@ -13,6 +20,7 @@ use super::auth::{Challenge, Token};
 use super::error::{RegistryError, innermost, printable};
 use crate::auth::RegistryAuth;
 use crate::config::{Retries, Timeouts};
+use crate::digest::Digest;
 use crate::hosts::Host;
 
 const MAX_REDIRECTS: usize = 10;
@@ -28,6 +36,8 @@ pub(super) struct Endpoint {
     pub(super) credentials: Option<RegistryAuth>,
     /// What the last challenge led to; requests carry it from then on.
     pub(super) token: Mutex<Option<Token>>,
+    /// Anonymous tokens of hosts that redirects led to, by their origin.
+    elsewhere: Mutex<HashMap<String, Token>>,
     pub(super) headers: HeaderMap,
     pub(super) timeouts: Timeouts,
     retries: Retries,
@@ -42,6 +52,19 @@ pub(super) struct Want<'a> {
     pub(super) accept: &'static str,
     /// From which byte on.
     pub(super) offset: u64,
+    /// Whether a host that a redirect leads to may be asked for an anonymous token.
+    pub(super) anonymous_elsewhere: bool,
+}
+
+/// The response at the end of a chain of redirects.
+struct Landed {
+    response: Response,
+    /// Who gave it.
+    origin: String,
+    /// Whether that is the host itself.
+    home: bool,
+    /// What its last request carried.
+    token: Option<Token>,
 }
 
 /// A small document as it came.
@@ -83,7 +106,8 @@ impl Endpoint {
         // A registry token needs no challenge.
         let token = credentials.as_ref().and_then(Token::ready);
         let scope = format!("repository:{repository}:pull");
-        Self { host, client, scope, credentials, token: Mutex::new(token), headers, timeouts, retries }
+        let (token, elsewhere) = (Mutex::new(token), Mutex::default());
+        Self { host, client, scope, credentials, token, elsewhere, headers, timeouts, retries }
     }
 
     pub(super) fn can(&self, capability: &str) -> bool {
@@ -93,19 +117,27 @@ impl Endpoint {
     /// Sends a GET until it succeeds or fails for good. Returns the response and the origin that
     /// gave it, for messages.
     pub(super) async fn get(&self, want: &Want<'_>) -> Result<(Response, String), RegistryError> {
-        let mut challenged = false;
+        // One challenge of home and one of a host that it redirects to.
+        let (mut challenged, mut challenged_elsewhere) = (false, false);
         let mut attempt = 0;
         loop {
-            let token = self.token.lock().await.clone();
-            let (response, host) = self.follow(want, token.as_ref()).await?;
-            if response.status() == StatusCode::UNAUTHORIZED && !challenged {
-                challenged = true;
-                self.authenticate(&response, want.what, token.as_ref()).await?;
-                continue;
+            let landed = self.follow(want).await?;
+            if landed.response.status() == StatusCode::UNAUTHORIZED {
+                if landed.home && !challenged {
+                    challenged = true;
+                    self.authenticate(&landed.response, want.what, landed.token.as_ref()).await?;
+                    continue;
+                }
+                if !landed.home && !challenged_elsewhere && self.may_answer(want, &landed.origin).await {
+                    challenged_elsewhere = true;
+                    self.authenticate_elsewhere(&landed, want.what).await?;
+                    continue;
+                }
             }
-            let presented = token.as_ref().map_or("no credentials", Token::kind);
-            match self.judge(response, want.what, &host, attempt, presented).await {
-                Verdict::Take(response) => return Ok((response, host)),
+            let presented = self.presented(&landed);
+            let Landed { response, origin, .. } = landed;
+            match self.judge(response, want.what, &origin, attempt, presented).await {
+                Verdict::Take(response) => return Ok((response, origin)),
                 Verdict::Fail(error) => return Err(error),
                 Verdict::Again(pause) => tokio::time::sleep(pause).await,
             }
@@ -113,13 +145,39 @@ impl Endpoint {
         }
     }
 
-    /// Fetches a document of at most `limit` bytes, again where the connection breaks.
-    pub(super) async fn document(&self, want: &Want<'_>, limit: u64) -> Result<Answer, RegistryError> {
+    /// For messages.
+    fn presented(&self, landed: &Landed) -> &'static str {
+        match &landed.token {
+            None if !landed.home && self.credentials.is_some() => {
+                "no credentials (those of a registry do not follow its redirects)"
+            }
+            None => "no credentials",
+            Some(_) if !landed.home => "an anonymous token",
+            Some(token) => token.kind(),
+        }
+    }
+
+    /// Whether a stranger's challenge is answered: for what it is asked, or because it had a token before.
+    async fn may_answer(&self, want: &Want<'_>, origin: &str) -> bool {
+        want.anonymous_elsewhere || self.elsewhere.lock().await.contains_key(origin)
+    }
+
+    /// Fetches a document of at most `limit` bytes, again where the connection breaks, unless it has the digest that
+    /// is expected of it, or else announced, by then.
+    pub(super) async fn document(
+        &self,
+        want: &Want<'_>,
+        limit: u64,
+        expected: Option<&Digest>,
+    ) -> Result<Answer, RegistryError> {
         let mut attempt = 0;
         loop {
             let (response, host) = self.get(want).await?;
             let headers = response.headers().clone();
-            match self.body(response, &host, want.what, limit).await {
+            let announced = announced(&headers);
+            let expected = expected.or(announced.as_ref());
+            let whole = |bytes: &[u8]| expected.is_some_and(|digest| digest.matches(bytes));
+            match self.body(response, &host, want.what, limit, &whole).await {
                 Ok(bytes) => return Ok(Answer { bytes, headers, host }),
                 Err(RegistryError::Broken { .. }) if attempt < self.retries.attempts => {
                     tokio::time::sleep(self.pause(attempt)).await;
@@ -153,13 +211,22 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Answers the challenge of a host that a redirect led to, with nothing that belongs to the caller.
+    async fn authenticate_elsewhere(&self, landed: &Landed, what: &str) -> Result<(), RegistryError> {
+        let mut tokens = self.elsewhere.lock().await;
+        if tokens.get(&landed.origin) != landed.token.as_ref() {
+            return Ok(());
+        }
+        let challenge = Challenge::read(landed.response.headers())
+            .map_err(|problem| RegistryError::Challenge { host: landed.origin.clone(), problem })?;
+        let token = self.answer_anonymously(challenge, &landed.origin, what, self.presented(landed)).await?;
+        tokens.insert(landed.origin.clone(), token);
+        Ok(())
+    }
+
     /// Sends the request and follows redirects. Credentials and configured headers go to this
-    /// host only.
-    async fn follow(
-        &self,
-        want: &Want<'_>,
-        token: Option<&Token>,
-    ) -> Result<(Response, String), RegistryError> {
+    /// host only, an anonymous token only to the host that it was fetched for.
+    async fn follow(&self, want: &Want<'_>) -> Result<Landed, RegistryError> {
         let origin = self.host.origin();
         let redirect = |problem| RegistryError::Redirect {
             host: self.host.origin(),
@@ -171,22 +238,27 @@ impl Endpoint {
         if let Some(namespace) = &self.host.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
-        let home = url.origin();
+        let start = url.origin();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.client.get(url.clone()).header(ACCEPT, want.accept);
             if want.offset > 0 {
                 request = request.header(RANGE, format!("bytes={}-", want.offset));
             }
-            if url.origin() == home {
+            let home = url.origin() == start;
+            let origin = url.origin().ascii_serialization();
+            let token = match home {
+                true => self.token.lock().await.clone(),
+                false => self.elsewhere.lock().await.get(&origin).cloned(),
+            };
+            if home {
                 request = request.headers(self.headers.clone());
-                if let Some(token) = token {
-                    request = request.header(AUTHORIZATION, token.header());
-                }
             }
-            let here = url.origin().ascii_serialization();
-            let response = self.send(request, &here, want.what).await?;
+            if let Some(token) = &token {
+                request = request.header(AUTHORIZATION, token.header());
+            }
+            let response = self.send(request, &origin, want.what).await?;
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
-                return Ok((response, here));
+                return Ok(Landed { response, origin, home, token });
             }
             let next = response
                 .headers()
@@ -259,7 +331,13 @@ impl Endpoint {
             tracing::debug!(%status, ?pause, "{host} asks to try {what} again");
             return Verdict::Again(pause);
         }
-        let mut detail = error_detail(self.body(response, host, what, ERROR_BODY).await.unwrap_or_default());
+        // The body of this one may be announced with the length of the blob and never come.
+        let mut detail = match status {
+            StatusCode::RANGE_NOT_SATISFIABLE => String::new(),
+            _ => error_detail(
+                self.body(response, host, what, ERROR_BODY, &|_| false).await.unwrap_or_default(),
+            ),
+        };
         if status == StatusCode::TOO_MANY_REQUESTS {
             detail =
                 format!("too many requests, next try in {} s {detail}", pause.as_secs()).trim().to_owned();
@@ -273,13 +351,14 @@ impl Endpoint {
         })
     }
 
-    /// Reads a body of at most `limit` bytes.
+    /// Reads a body of at most `limit` bytes. One that is `whole` when the connection breaks is taken.
     pub(super) async fn body(
         &self,
         mut response: Response,
         host: &str,
         what: &str,
         limit: u64,
+        whole: &(dyn Fn(&[u8]) -> bool + Sync),
     ) -> Result<Vec<u8>, RegistryError> {
         let (owned, named) = (|| host.to_owned(), || what.to_owned());
         let too_large = || RegistryError::TooLarge { host: owned(), what: named(), limit };
@@ -300,6 +379,7 @@ impl Endpoint {
                             limit,
                         });
                     }
+                    Ok(Err(_)) if whole(&bytes) => return Ok(bytes),
                     Ok(Err(error)) => {
                         let (got, detail) = (bytes.len() as u64, innermost(&error.without_url()));
                         return Err(RegistryError::Broken { host: owned(), what: named(), got, detail });
@@ -322,6 +402,11 @@ impl Endpoint {
             }),
         }
     }
+}
+
+/// The digest that a registry gives a manifest.
+pub(super) fn announced(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// The pause that a response asks for: seconds, or a date.

@@ -153,6 +153,24 @@ impl RegistryError {
         }
     }
 
+    /// Whether a host would not send a part of something.
+    pub(super) fn refuses_range(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => *status == 416,
+            Self::AllHosts(errors) => errors.iter().any(Self::refuses_range),
+            Self::Connect { .. }
+            | Self::Timeout { .. }
+            | Self::Denied { .. }
+            | Self::Challenge { .. }
+            | Self::Redirect { .. }
+            | Self::Broken { .. }
+            | Self::Length { .. }
+            | Self::TooLarge { .. }
+            | Self::Digest { .. }
+            | Self::NoHost { .. } => false,
+        }
+    }
+
     /// Whether the host understood the request: a TLS server answers 400 to plain HTTP.
     pub(super) fn is_answer(&self) -> bool {
         !matches!(self, Self::Connect { .. } | Self::Status { status: 400, .. })

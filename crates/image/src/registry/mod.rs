@@ -2,7 +2,8 @@
 //!
 //! Hosts are asked in the order of hosts.toml; the next one is asked when one does not serve
 //! what is wanted. A request to one host goes through [`Endpoint::get`], which follows redirects,
-//! answers one challenge, and repeats what the registry says is temporary. Everything is bounded:
+//! answers a challenge (with credentials to that host only), and repeats what the registry says is
+//! temporary. Everything is bounded:
 //! connections, response headers, silence, and whole transfers by the slowest acceptable rate.
 
 mod auth;
@@ -20,7 +21,7 @@ use crate::manifest::ACCEPT;
 use crate::reference::{RegistryReference, Version};
 
 pub(crate) use self::blob::BlobSink;
-use self::endpoint::{Answer, Endpoint, Want};
+use self::endpoint::{Answer, Endpoint, Want, announced};
 pub use self::error::RegistryError;
 pub(crate) use self::push::Destination;
 
@@ -69,7 +70,7 @@ impl Repository {
             Version::Digest(digest) => (digest.to_string(), format!("manifest {digest}"), "pull"),
         };
         let url = format!("{}/manifests/{tail}", self.path);
-        let want = Want { what: &what, path: &url, accept: ACCEPT, offset: 0 };
+        let want = Want { what: &what, path: &url, accept: ACCEPT, offset: 0, anonymous_elsewhere: true };
         let mut refused = Refused::default();
         for endpoint in self.able(capability) {
             if refused.settles(endpoint) {
@@ -92,7 +93,7 @@ impl Repository {
     ) -> Result<Vec<u8>, RegistryError> {
         let url = format!("{}/blobs/{digest}", self.path);
         let what = format!("{what} {digest}");
-        let want = Want { what: &what, path: &url, accept: "*/*", offset: 0 };
+        let want = Want { what: &what, path: &url, accept: "*/*", offset: 0, anonymous_elsewhere: false };
         let mut refused = Refused::default();
         for endpoint in self.able("pull") {
             if refused.settles(endpoint) {
@@ -141,13 +142,12 @@ async fn manifest_of(
     version: &Version,
     limit: u64,
 ) -> Result<Fetched, RegistryError> {
-    let Answer { bytes, headers, host } = endpoint.document(want, limit).await?;
-    let announced =
-        || headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
-    let expected = match version {
-        Version::Digest(digest) => Some(digest.clone()),
-        Version::Tag(_) => announced(),
+    let asked = match version {
+        Version::Digest(digest) => Some(digest),
+        Version::Tag(_) => None,
     };
+    let Answer { bytes, headers, host } = endpoint.document(want, limit, asked).await?;
+    let expected = asked.cloned().or_else(|| announced(&headers));
     check_digest(bytes, expected, host, want.what)
 }
 
@@ -157,7 +157,7 @@ async fn small_blob_of(
     digest: &Digest,
     size: u64,
 ) -> Result<Vec<u8>, RegistryError> {
-    let Answer { bytes, host, .. } = endpoint.document(want, size).await?;
+    let Answer { bytes, host, .. } = endpoint.document(want, size, Some(digest)).await?;
     let got = bytes.len() as u64;
     if got != size {
         return Err(RegistryError::Length { host, what: want.what.to_owned(), expected: size, got });

@@ -123,6 +123,11 @@ fn layers(scratch: &Path) -> Vec<Vec<u8>> {
     fs::write(middle.join("data/old/.wh..wh..opq"), b"").unwrap();
     fs::write(middle.join("data/old/three"), b"3").unwrap();
     fs::write(middle.join(".wh.gone"), b"").unwrap();
+    // These hide nothing: they were listed in the merged tree and could not be found there.
+    fs::create_dir_all(middle.join("only-here/deeper")).unwrap();
+    for idle in ["only-here/.wh.x", "only-here/deeper/.wh.x", "data/old/.wh.one"] {
+        fs::write(middle.join(idle), b"").unwrap();
+    }
     fs::create_dir(middle.join("data/swap")).unwrap();
     fs::write(middle.join("data/swap/inside"), b"x").unwrap();
     fs::write(middle.join("becomes-file"), b"now a file").unwrap();

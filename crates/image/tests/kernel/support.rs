@@ -233,9 +233,9 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
         value.truncate(length);
         value
     };
-    // umoci leaves its own notes.
-    let kept =
-        names.split('\0').filter(|name| !name.is_empty() && !name.starts_with("user.rootlesscontainers"));
+    // umoci leaves its own notes, and we one at the root: that the layer states whose it is.
+    let note = |name: &str| name.starts_with("user.rootlesscontainers") || name == "trusted.overlay.a3s-root";
+    let kept = names.split('\0').filter(|name| !name.is_empty() && !note(name));
     kept.map(|name| (name.to_owned(), value(name))).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use a3s_box_image::ErrorKind;
+use a3s_box_image::{ErrorKind, Limits, archived_images, decompress_archive};
 
 use crate::common::{Fixture, Image, Layer, gzip, tar};
 
@@ -140,4 +140,106 @@ async fn local_images_that_are_broken_say_how() {
     }
     fixture.assert_tmp_is_empty().await;
     assert!(fixture.store.list().is_empty());
+}
+
+fn pack(path: &Path, files: &[(String, Vec<u8>)]) {
+    let mut builder = tar::Builder::new(fs::File::create(path).unwrap());
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        builder.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    builder.finish().unwrap();
+}
+
+/// What `docker save` writes of some images with their tags; from version 25 on it is a layout as well.
+fn saved(path: &Path, images: &[(&[&str], &Image)], layout: bool) {
+    let mut files = Vec::new();
+    let (mut docker, mut oci) = (Vec::new(), Vec::new());
+    for (tags, image) in images {
+        let blob = |digest: &str| format!("blobs/{}", digest.replacen(':', "/", 1));
+        files.extend(image.blobs.iter().map(|(digest, bytes)| (blob(digest), bytes.clone())));
+        files.push((blob(&image.manifest_digest.to_string()), image.manifest.clone()));
+        let manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+        let layers = manifest["layers"].as_array().unwrap().iter();
+        let layers: Vec<_> = layers.map(|layer| blob(layer["digest"].as_str().unwrap())).collect();
+        docker.push(
+            serde_json::json!({"Config": blob(&image.id.to_string()), "RepoTags": tags, "Layers": layers}),
+        );
+        for tag in *tags {
+            oci.push(serde_json::json!({
+                "digest": image.manifest_digest.to_string(), "size": image.manifest.len(),
+                "annotations": {
+                    "io.containerd.image.name": format!("docker.io/library/{tag}"),
+                    "org.opencontainers.image.ref.name": tag.split_once(':').unwrap().1,
+                },
+            }));
+        }
+    }
+    files.push(("manifest.json".to_owned(), serde_json::Value::from(docker).to_string().into_bytes()));
+    if layout {
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": oci});
+        files.push(("index.json".to_owned(), index.to_string().into_bytes()));
+    }
+    pack(path, &files);
+}
+
+#[tokio::test]
+async fn all_images_of_an_archive_are_found_with_all_their_tags() {
+    // An archive of two images was refused, and there was no way to name one that has no tag, or of two with one tag.
+    let (one, two) = (image(b"1"), image(b"2"));
+    for layout in [false, true] {
+        let fixture = Fixture::new();
+        let path = fixture.directory.path().join("several.tar");
+        let mut images = vec![(&["one:1", "same:latest"][..], &one), (&["two:latest"], &two)];
+        let untagged = image(b"3");
+        if !layout {
+            images.push((&[], &untagged));
+        }
+        saved(&path, &images, layout);
+        for archived in archived_images(&path, &Limits::default()).unwrap() {
+            let record = fixture.store.pull(&archived.source, None, None).await.unwrap();
+            assert!(
+                archived.tags.iter().all(|tag| record.repo_tags.contains(tag)),
+                "{archived:?} {record:?}"
+            );
+        }
+        let tags = |id: &str| fixture.store.find(id).unwrap().unwrap().repo_tags;
+        let normal =
+            |names: &[&str]| names.iter().map(|n| format!("docker.io/library/{n}")).collect::<Vec<_>>();
+        assert_eq!(tags(&one.id.to_string()), normal(&["one:1", "same:latest"]), "layout: {layout}");
+        assert_eq!(tags(&two.id.to_string()), normal(&["two:latest"]), "layout: {layout}");
+        assert_eq!(fixture.store.list().len(), images.len());
+        let beyond = format!("{}-archive:{}:@9", if layout { "oci" } else { "docker" }, path.display());
+        assert_eq!(fixture.store.pull(&beyond, None, None).await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn an_archive_that_is_compressed_as_a_whole_is_unpacked_or_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("archive");
+    let plain = tar(&[("x", &[7; 5000])]);
+    let unpacked = |bytes: &[u8], limit| {
+        fs::write(&path, bytes).unwrap();
+        decompress_archive(&path, limit).map(|file| file.map(|file| fs::read(file.path()).unwrap()))
+    };
+    let (gz, zst) = (gzip(&plain), zstd::encode_all(&plain[..], 3).unwrap());
+    assert_eq!(unpacked(&plain, 1 << 20).unwrap(), None);
+    assert_eq!(unpacked(&gz, 1 << 20).unwrap().as_ref(), Some(&plain));
+    assert_eq!(unpacked(&zst, plain.len() as u64).unwrap().as_ref(), Some(&plain));
+    for (bytes, limit, kind, part) in [
+        (&gz[..], plain.len() as u64 - 1, ErrorKind::Unsupported, "more than the limit"),
+        (&gz[..30], 1 << 20, ErrorKind::Corrupt, "could not be decompressed"),
+        (b"\xfd7zXZ\0\0\x04rest", 1 << 20, ErrorKind::Unsupported, "compressed with xz"),
+        (b"BZh91AY&SYrest", 1 << 20, ErrorKind::Unsupported, "compressed with bzip2"),
+    ] {
+        let error = unpacked(bytes, limit).unwrap_err();
+        assert!(error.kind() == kind && error.to_string().contains(part), "{error}");
+    }
+    fs::write(&path, tar(&[("BZhome", b"")])).unwrap();
+    assert!(decompress_archive(&path, 1).unwrap().is_none(), "a name is no magic");
+    let error = archived_images(&path, &Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("neither an OCI archive"), "{error}");
 }

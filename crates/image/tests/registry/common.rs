@@ -238,8 +238,12 @@ pub(crate) enum Behaviour {
     EndAfter(usize),
     /// Sends so much and then nothing more.
     StallAfter(usize),
+    /// Announces no length, sends so much, and cuts the connection before the end of the body.
+    UnendedAfter(usize),
     /// Serves these bytes instead.
     Instead(Vec<u8>),
+    /// The same, and cuts the connection before the end of the body.
+    InsteadUnended(Vec<u8>),
 }
 
 pub(crate) type Rule = Box<dyn Fn(&Seen) -> Behaviour + Send + Sync>;
@@ -427,8 +431,15 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         }
         Behaviour::EndAfter(n) => Response::new(partial(bytes[..n].to_vec(), None, false)),
         Behaviour::StallAfter(n) => whole().body(partial(bytes[..n].to_vec(), None, true)).unwrap(),
+        Behaviour::UnendedAfter(_) if seen.headers.contains_key("range") => ranged(&seen, &kind, bytes),
+        Behaviour::UnendedAfter(n) => unended(bytes[..n.min(length)].to_vec()),
         Behaviour::Instead(bytes) => Response::new(full(bytes)),
+        Behaviour::InsteadUnended(bytes) => unended(bytes),
     })
+}
+
+fn unended(bytes: Vec<u8>) -> Response<Body> {
+    Response::new(partial(bytes, Some(std::io::Error::other("cut")), false))
 }
 
 /// Takes an upload: a blob in one piece, or a manifest whose blobs are there.
@@ -475,6 +486,11 @@ fn ranged(seen: &Seen, kind: &str, bytes: Vec<u8>) -> Response<Body> {
         value.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok()
     });
     match from {
+        Some(from) if from >= bytes.len() => response
+            .status(StatusCode::RANGE_NOT_SATISFIABLE)
+            .header("content-range", format!("bytes */{}", bytes.len()))
+            .body(full(Vec::new()))
+            .unwrap(),
         Some(from) => response
             .status(StatusCode::PARTIAL_CONTENT)
             .header("content-range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len()))

@@ -284,6 +284,19 @@ async fn layers_that_are_no_tars_say_where_they_break() {
 }
 
 #[tokio::test]
+async fn a_layer_of_another_compression_is_refused_by_its_name() {
+    // It was called a tar with a wrong checksum.
+    let registry = Registry::good().await;
+    let table = [(&b"\xfd7zXZ\0\0\x04 and so on"[..], "xz"), (b"BZh91AY&SY and so on", "bzip2")];
+    for (blob, name) in table {
+        let layer = Layer { blob: blob.to_vec(), ..Layer::gzip(tar(&[("x", b"")])) };
+        let reference = registry.put("x", name, &Image::new(&[layer]));
+        let part = format!("compressed with {name}");
+        failure(&Fixture::new(), &reference, ErrorKind::Unsupported, &["layer 1 of 1", &part]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_decompression_bomb_stops_at_the_limit() {
     let registry = Registry::good().await;
     let bomb = Image::new(&[Layer::gzip(tar(&[("zeros", &vec![0; 8 << 20])]))]);

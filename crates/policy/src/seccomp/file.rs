@@ -15,6 +15,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use a3s_box_core::foreign;
 use a3s_box_core::seccomp::{
     SeccompAction, SeccompComparison, SeccompCondition, SeccompProfile, SeccompRule,
 };
@@ -163,7 +164,6 @@ fn bounded(file: File) -> io::Result<Option<Vec<u8>>> {
 struct FileProfile {
     default_action: String,
     default_errno_ret: Option<u32>,
-    #[serde(default)]
     architectures: Option<Vec<String>>,
     /// Which architectures go with which: nothing to us.
     #[serde(rename = "archMap")]
@@ -194,9 +194,11 @@ struct FileRule {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileCondition {
+    #[serde(default, deserialize_with = "foreign::or_default")]
     index: u64,
+    #[serde(default, deserialize_with = "foreign::or_default")]
     value: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "foreign::or_default")]
     value_two: u64,
     op: String,
 }

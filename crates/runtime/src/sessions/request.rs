@@ -114,6 +114,7 @@ pub(crate) fn create(
         privileged: spec.privileged,
         stdin: spec.stdin,
         etc_files: etc_files(facts),
+        image_volumes: spec.image_volumes.clone(),
     })
 }
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use a3s_box_cri::proto::{
-    ContainerConfig, Image as CriImage, ImageFsInfoRequest, ImageStatusRequest, ListImagesRequest,
+    ContainerConfig, Image as CriImage, ImageFsInfoRequest, ImageStatusRequest, LinuxContainerConfig,
+    LinuxContainerSecurityContext, ListImagesRequest,
 };
 use a3s_box_e2e::client::{Client, image};
 use a3s_box_e2e::daemon::{Daemon, Settings};
@@ -108,6 +109,55 @@ pub(crate) async fn layers_of_every_encoding_hide_what_they_delete(suite: &Suite
         .map(|line| line.2)
         .collect();
     ensure!(output == ["kept", "kept", &name, "again", "new", "long", "2", "over"], "{output:?}");
+    client.remove_image(&reference).await?;
+    Ok(())
+}
+
+/// Each of these could not run, or not as it does elsewhere: overlayfs takes no layer twice, the root directory belonged to
+/// root, and volumes of an image were not made.
+pub(crate) async fn an_image_has_equal_layers_a_root_of_its_own_and_volumes(suite: &Suite) -> Result<()> {
+    let mut client = suite.client()?;
+    let data = || {
+        let layer = Layer::new().directory_of(1000, "data", 0o2770)?;
+        Ok::<_, anyhow::Error>((layer.file("data/file", 0o644, b"image\n")?, Encoding::Gzip))
+    };
+    let between = Layer::new().file("between", 0o644, b"")?;
+    let root = Layer::new().directory_of(1000, ".", 0o750)?;
+    let layers = vec![
+        (busybox_layer()?, Encoding::Zstd),
+        data()?,
+        (between, Encoding::Plain),
+        data()?,
+        (root, Encoding::Gzip),
+        data()?,
+    ];
+    let volumes = json!({ "Volumes": { "/data": {}, "/made": {} } });
+    let reference = suite.registry().push("e2e/volumes", "1", &Image::new(layers, &volumes)?)?;
+    client.pull(&reference).await?;
+
+    let config = suite.pod("image-volumes")?;
+    let pod = client.run_pod(&config).await?;
+    let script = "stat -c '%u %a' /; stat -c '%u %a' /data; cat /data/file; echo mine > /data/file; cat /data/file; \
+        ls /made; echo x > /made/x; cat /made/x; touch /sealed 2>/dev/null || echo sealed";
+    let expected = ["1000 750", "1000 2770", "image", "mine", "x", "sealed"];
+    for name in ["first", "second"] {
+        let security = LinuxContainerSecurityContext {
+            readonly_rootfs: true,
+            ..LinuxContainerSecurityContext::default()
+        };
+        let linux =
+            LinuxContainerConfig { security_context: Some(security), ..LinuxContainerConfig::default() };
+        let container = ContainerConfig {
+            image: Some(image(&reference)),
+            linux: Some(linux),
+            ..suite.script(name, script)
+        };
+        let container = launch(&mut client, &pod, container, &config).await?;
+        ensure!(exit_code(&client, &container).await? == 0);
+        let lines: Vec<String> = log_lines(&config, name)?.into_iter().map(|line| line.2).collect();
+        ensure!(lines == expected, "{name}: {lines:?}");
+    }
+    client.remove_pod(&pod).await?;
     client.remove_image(&reference).await?;
     Ok(())
 }

@@ -111,6 +111,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     stats::a_containers_use_of_cpu_memory_and_disk_is_told,
     stats::a_pods_use_and_its_traffic_are_told,
     images::layers_of_every_encoding_hide_what_they_delete,
+    images::an_image_has_equal_layers_a_root_of_its_own_and_volumes,
     cli::run_gives_the_commands_output_and_exit_code,
     cli::doctor_reports_on_this_machine,
     cli_run::failures_to_run_have_dockers_exit_codes,
