@@ -63,9 +63,10 @@ fn serve() -> anyhow::Result<()> {
     let requests = counts::map(&File::from(io::stdout().as_fd().try_clone_to_owned()?))?;
     // Whatever prints does it to the log.
     nix::unistd::dup2_stdout(io::stderr()).context("point standard output at the log")?;
-    // No capability is needed below that it was not started with; from here on only what serving files takes is allowed.
+    let config = config();
+    // From here on only what serving files takes is allowed: another call of the system's ends the process.
     enable_seccomp(SeccompAction::Kill, false).context("install the library's filter")?;
-    let files = PassthroughFs::new(config()).context("prepare the share")?;
+    let files = PassthroughFs::new(config).context("prepare the share")?;
     let share = Share::new(files, requests);
     let backend = VhostUserFsBackendBuilder::default().build(share).map_err(|error| anyhow!("{error}"))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
