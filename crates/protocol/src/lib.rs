@@ -13,7 +13,10 @@ pub mod proto {
 }
 
 /// The protocol number of this build. See "Evolution" in `agent.proto`.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
+
+/// Agents of this number and up show all sessions one file system of a pod's volume, and know parts of one.
+pub const SHARED_SOURCES_SINCE: u32 = 4;
 
 /// The guest's vsock context id on every backend.
 pub const GUEST_CID: u32 = 3;

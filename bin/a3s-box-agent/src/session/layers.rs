@@ -93,7 +93,7 @@ impl Drop for Lease {
 pub fn names(request: &CreateSessionRequest) -> Vec<String> {
     let volumes = request.mounts.iter().filter_map(|mount| match &mount.source {
         Some(Source::Image(image)) => Some(&image.layers),
-        Some(Source::PodVolume(_) | Source::TmpfsBytes(_)) | None => None,
+        Some(Source::PodVolume(_) | Source::PodVolumePart(_) | Source::TmpfsBytes(_)) | None => None,
     });
     request.rootfs.iter().map(|rootfs| &rootfs.layers).chain(volumes).flatten().cloned().collect()
 }
