@@ -21,7 +21,9 @@ use a3s_box_vmm::{guest_fault, last_words};
 
 use crate::agent_client::Agent;
 use crate::api::Quarantined;
-use crate::boxes::{BoxCommand, BoxStart, LiveBox, Obituary, Owed, faulted, find_vm, found};
+use crate::boxes::{
+    BoxCommand, BoxStart, LiveBox, Obituary, Owed, faulted, find_vm, forget_unknown_holders, found,
+};
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
 use crate::network::NetworkSetting;
@@ -137,6 +139,12 @@ async fn adopt(shared: &Arc<Shared>, mut record: BoxRecord, sessions: Vec<Sessio
         enter(shared, record, BoxStart::Ended(Obituary::of(cause)), sessions, None);
         return;
     };
+    let exists = |id: &SessionId| sessions.iter().any(|session| session.id == *id);
+    if forget_unknown_holders(&mut record, machine.as_ref(), exists).await
+        && let Err(error) = shared.records.put_box(&record).await
+    {
+        tracing::error!(id = %record.id, %error, "what became of a pod sandbox's volumes was not recorded");
+    }
     resume_network(shared, &record.id).await;
     let live = Arc::new(LiveBox {
         agent: Agent::new(machine.clone(), shared.config.call_limit),

@@ -421,6 +421,7 @@ impl Work {
             );
             return Err(self.error(ErrorKind::FailedPrecondition, FailedStage::Boot, message));
         }
+        self.record.agent_protocol = ready.protocol;
         self.record.kernel_release = printable(&ready.kernel_release, 128);
         let mut before = Duration::ZERO;
         for stage in ready.stages.iter().take(MAX_GUEST_STAGES) {
