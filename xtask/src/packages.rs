@@ -48,6 +48,7 @@ const PACKAGES: &[(&str, Set, &str)] = &[
     ("kmod", Set::Test, "virtual KVM node: depmod"),
     ("g++", Set::Test, "fuzz targets: libFuzzer is C++"),
     ("socat", Set::Test, "speaks TCP, UDP and SCTP of both families in pods"),
+    ("sqlite3", Set::Test, "one database in two containers of a pod"),
     ("umoci", Set::Test, "unpacks images, to compare with"),
     ("containerd", Set::Bench, "the runtime that pulls are compared with"),
     ("iperf3", Set::Bench, "measures pods' networks"),

@@ -215,7 +215,8 @@ fn status(error: &SessionError) -> Status {
         SessionError::Exists(_) | SessionError::OtherUsers => Status::already_exists(text),
         SessionError::TooMany(_) => Status::resource_exhausted(text),
         SessionError::Phase { .. } => Status::failed_precondition(text),
-        SessionError::Scratch { .. }
+        SessionError::Volume(_)
+        | SessionError::Scratch { .. }
         | SessionError::Users { .. }
         | SessionError::Launch { .. }
         | SessionError::StageDied { .. }

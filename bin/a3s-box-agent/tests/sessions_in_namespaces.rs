@@ -10,7 +10,8 @@ use a3s_box_agent::paths;
 use a3s_box_agent::session::SessionError;
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{
-    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, Mount, Resources, Rlimit, Rootfs, User, mount,
+    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, IdRange, Mount, PidMode, PodVolumePart,
+    Resources, Rlimit, Rootfs, User, UserNamespace, mount,
 };
 use common::{image, in_a_box, process, session, shell, volume};
 use tokio::io::AsyncWriteExt;
@@ -244,6 +245,51 @@ fn paths_are_masked_and_sealed_and_files_given() {
         let outcome = b.run(request).await;
         assert_eq!(outcome.stdout, "0\n0\ncan\nnameserver 192.0.2.1\n");
         assert_eq!(outcome.stderr.matches("Read-only file system").count(), 3, "{outcome:?}");
+    });
+}
+
+/// Guards: a session's stage walked into the volume in its own mount namespace, which on the share of a box makes a file system
+/// for each session; and a mount that the agent kept would keep the volume in use on the host.
+#[test]
+fn sessions_show_the_agents_own_mount_of_a_volume_which_goes_with_the_last_of_them() {
+    in_a_box(|b| async move {
+        let shared = Path::new(paths::VOLUMES).join("shared");
+        fs::create_dir(&shared).unwrap();
+        rustix::mount::mount("tmpfs", &shared, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        fs::create_dir_all(shared.join("part/deep")).unwrap();
+        std::os::unix::fs::symlink("part", shared.join("link")).unwrap();
+        let part = |sub_path: &str| Mount {
+            source: Some(mount::Source::PodVolumePart(PodVolumePart {
+                name: "shared".to_owned(),
+                sub_path: sub_path.to_owned(),
+            })),
+            ..volume("", "/part")
+        };
+        let mounted =
+            || fs::read_to_string("/proc/thread-self/mountinfo").unwrap().contains("/share/pod/shared ");
+        for (id, mount) in [("one", volume("shared", "/whole")), ("two", part("part/deep"))] {
+            let mut request = shell(id, "touch /whole/part/deep/file; ls /part; sleep 60");
+            request.mounts.push(mount);
+            b.table.create(request).await.unwrap();
+        }
+        b.table.start("one").await.unwrap();
+        while !shared.join("part/deep/file").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        b.table.delete("one").await.unwrap();
+        assert!(mounted());
+        b.table.start("two").await.unwrap();
+        let seen = b.exec("two", "ls", process(&["ls", "/part"])).await;
+        assert_eq!(seen.stdout, "file\n");
+        for leading_away in ["link/deep", "../shared/part", "missing"] {
+            let mut request = session("bad", &["true"]);
+            request.mounts.push(part(leading_away));
+            let error = b.table.create(request).await.unwrap_err().to_string();
+            assert!(error.contains("open the part of the volume"), "{leading_away}: {error}");
+        }
+        assert!(mounted());
+        b.table.delete("two").await.unwrap();
+        assert!(!mounted());
     });
 }
 

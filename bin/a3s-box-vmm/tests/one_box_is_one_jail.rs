@@ -427,6 +427,42 @@ async fn what_was_detached_is_gone_and_detaching_again_is_no_error() {
     end(&*machine).await;
 }
 
+/// Another mount would be another file system for the guest, so the one that is there has to change.
+#[tokio::test]
+async fn what_is_attached_becomes_writable_and_read_only_again_where_it_is() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    std::fs::create_dir(fixture.path("volume")).unwrap();
+    let machine = fixture.launch().await;
+    machine.attach(attachment(fixture.path("volume"), "pod/data", true)).await.unwrap();
+    let id = || {
+        use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+        let found =
+            statx(CWD, inside(&*machine, "/share/pod/data"), AtFlags::empty(), StatxFlags::MNT_ID).unwrap();
+        found.stx_mnt_id
+    };
+    let (before, file) = (id(), inside(&*machine, "/share/pod/data/file"));
+    let refused = std::fs::write(&file, "x").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    for _ in 0..2 {
+        machine.set_readonly("pod/data", false).await.unwrap();
+        std::fs::write(&file, "x").unwrap();
+    }
+    let writing = std::fs::File::options().append(true).open(&file).unwrap();
+    let busy = machine.set_readonly("pod/data", true).await.unwrap_err();
+    assert_eq!(busy.source.kind(), std::io::ErrorKind::ResourceBusy, "{busy}");
+    drop(writing);
+    machine.set_readonly("pod/data", true).await.unwrap();
+    assert!(std::fs::write(&file, "x").is_err() && id() == before);
+    // A mount point without a mount is a directory of the share, whose own mount must not be changed by mistake.
+    machine.detach("pod/data").await.unwrap();
+    let gone = machine.set_readonly("pod/data", false).await.unwrap_err();
+    assert_eq!(gone.source.kind(), std::io::ErrorKind::NotFound, "{gone}");
+    end(&*machine).await;
+}
+
 #[tokio::test]
 async fn a_device_node_in_a_volume_cannot_be_opened_through_the_share() {
     use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};

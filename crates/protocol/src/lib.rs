@@ -14,7 +14,7 @@ pub mod proto {
 }
 
 /// The protocol number of this build. See "Evolution" in `agent.proto`, and [`versions`].
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The guest's vsock context id on every backend.
 pub const GUEST_CID: u32 = 3;

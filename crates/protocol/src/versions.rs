@@ -26,17 +26,21 @@ pub enum Ability {
     Ports,
     /// A NIC is found by the address that it started with, so that a guest boots before its network is made.
     NicsByFirstAddress,
+    /// All sessions have one file system of a pod's volume, and parts of one can be mounted.
+    SharedVolumes,
 }
 
 impl Ability {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::OutputLengths, Self::Ports, Self::NicsByFirstAddress];
+    pub const ALL: [Self; 4] =
+        [Self::OutputLengths, Self::Ports, Self::NicsByFirstAddress, Self::SharedVolumes];
 
     /// The first number whose agents have it.
     pub const fn since(self) -> u32 {
         match self {
             Self::OutputLengths | Self::Ports => 2,
             Self::NicsByFirstAddress => 3,
+            Self::SharedVolumes => 4,
         }
     }
 }
@@ -109,9 +113,10 @@ mod tests {
     #[test]
     fn abilities_come_with_their_numbers() {
         let of = |protocol| Ability::ALL.map(|ability| Abilities { protocol }.has(ability));
-        assert_eq!(of(1), [false, false, false]);
-        assert_eq!(of(2), [true, true, false]);
-        assert_eq!(of(3), [true, true, true]);
+        assert_eq!(of(1), [false; 4]);
+        assert_eq!(of(2), [true, true, false, false]);
+        assert_eq!(of(3), [true, true, true, false]);
+        assert_eq!(of(4), [true; 4]);
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod registry;
 mod scratch;
 mod sessions;
 mod shared;
+mod sources;
 mod stats;
 mod streams;
 mod text;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, SessionRequest};
 use a3s_box_core::network::Address;
-use a3s_box_core::spec::{BoxSpec, Limits, MountSource, PidNamespace, ProcessSpec, SessionSpec};
+use a3s_box_core::spec::{BoxSpec, Limits, PidNamespace, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_protocol::versions;
@@ -36,7 +36,7 @@ use crate::records::{BoxRecord, Records, SessionRecord};
 use crate::recovery;
 use crate::registry::{BoxEntry, Entered, EnteredSession, Matches, Registry, Reply, SessionEntry};
 use crate::scratch::Scratches;
-use crate::sessions::{ExecPlan, SessionCommand, SessionDriver, SessionStart, Told, exec_sync, volume_name};
+use crate::sessions::{ExecPlan, SessionCommand, SessionDriver, SessionStart, Told, exec_sync};
 use crate::shared::Shared;
 use crate::stats::Figures;
 
@@ -535,6 +535,7 @@ fn new_record(config: &RuntimeConfig, spec: BoxSpec) -> BoxRecord {
         kernel_release: String::new(),
         timeline: Vec::new(),
         layers: Default::default(),
+        sources: Default::default(),
         agent_protocol: versions::UNRECORDED,
     }
 }
@@ -562,8 +563,6 @@ fn new_session(
         (None, _) | (_, None) => None,
     };
     let id = SessionId::from_random(random());
-    let hosted = |index: usize| matches!(spec.mounts[index].source, MountSource::Host { .. });
-    let volumes = (0..spec.mounts.len()).filter(|i| hosted(*i)).map(|i| volume_name(&id, i)).collect();
     Ok(SessionRecord {
         id,
         box_id: boxed.id.clone(),
@@ -574,7 +573,7 @@ fn new_session(
         log_path,
         user: None,
         pid: None,
-        volumes,
+        volumes: Vec::new(),
     })
 }
 

@@ -24,6 +24,7 @@ use a3s_box_vmm::{BackendKind, BoxPlan, MachineFacts};
 
 use crate::api::{BoxStatus, Quarantined, ResolvedUser, SessionStatus, Stage};
 use crate::clock::now_ns;
+use crate::sources::Sources;
 
 const BOXES: Table = Table("boxes");
 const SESSIONS: Table = Table("sessions");
@@ -64,6 +65,9 @@ pub(crate) struct BoxRecord {
     pub(crate) timeline: Vec<Stage>,
     /// The names of the EROFS files that were attached below `images/`.
     pub(crate) layers: BTreeSet<String>,
+    /// What is attached below `pod/`, and for whom.
+    #[serde(default)]
+    pub(crate) sources: Sources,
     /// The number that its agent said. 0: it has not said it yet, or the box was booted by a build that did not note it.
     #[serde(default)]
     pub(crate) agent_protocol: u32,
@@ -122,7 +126,9 @@ pub(crate) struct SessionRecord {
     pub(crate) log_path: Option<PathBuf>,
     pub(crate) user: Option<ResolvedUser>,
     pub(crate) pid: Option<u32>,
-    /// Names below the share's `pod/` that are this session's.
+    /// Names below the share's `pod/` that are this session's alone: of one that was made by a build that did not share
+    /// sources among sessions.
+    #[serde(default)]
     pub(crate) volumes: Vec<String>,
 }
 

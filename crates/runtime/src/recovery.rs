@@ -25,7 +25,8 @@ use a3s_box_vmm::{guest_fault, last_words};
 use crate::agent_client::Agent;
 use crate::api::Quarantined;
 use crate::boxes::{
-    BoxCommand, BoxStart, Contact, Foreign, LiveBox, Obituary, Owed, faulted, find_vm, found,
+    BoxCommand, BoxStart, Contact, Foreign, LiveBox, Obituary, Owed, faulted, find_vm,
+    forget_unknown_holders, found,
 };
 use crate::error::{FailedStage, RuntimeError};
 use crate::manager::{prepare_box, prepare_session};
@@ -178,6 +179,12 @@ async fn adopt(
             return None;
         }
     };
+    let exists = |id: &SessionId| sessions.iter().any(|session| session.id == *id);
+    if forget_unknown_holders(&mut record, machine.as_ref(), exists).await
+        && let Err(error) = shared.records.put_box(&record).await
+    {
+        tracing::error!(id = %record.id, %error, "what became of a pod sandbox's volumes was not recorded");
+    }
     let live = Arc::new(LiveBox {
         abilities,
         agent: Agent::new(machine.clone(), shared.config.call_limit),

@@ -63,6 +63,17 @@ pub(crate) async fn detach(jailed: Jailed, target: &str) -> Result<(), AttachErr
     .await
 }
 
+/// Has the host refuse writes to what is attached at `target`, or allow them. What is mounted below it stays as it is.
+pub(crate) async fn set_readonly(jailed: Jailed, target: &str, readonly: bool) -> Result<(), AttachError> {
+    let target = Target::parse(target)?;
+    let step = if readonly { "make read-only" } else { "make writable" };
+    on_own_thread(target.clone(), move || {
+        enter(&jailed).map_err(|source| target.error("enter the namespace for", source))?;
+        change(&target, readonly).map_err(|source| target.error(step, source))
+    })
+    .await
+}
+
 /// Where a mount goes: one of the share's two directories and a plain name.
 #[derive(Debug, Clone)]
 struct Target {
@@ -142,7 +153,7 @@ fn clone_tree(attachment: &Attachment) -> io::Result<OwnedFd> {
         (true, false) => (everywhere | libc::MOUNT_ATTR_RDONLY, everywhere),
         (true, true) => (everywhere | libc::MOUNT_ATTR_RDONLY, everywhere | libc::MOUNT_ATTR_RDONLY),
     };
-    set_mount_attributes(&tree, MountAttributes { set: all, propagation, users: None }, true)?;
+    set_mount_attributes(&tree, MountAttributes { set: all, propagation, ..Default::default() }, true)?;
     set_mount_attributes(&tree, MountAttributes { set: top, ..Default::default() }, false)?;
     Ok(tree)
 }
@@ -206,6 +217,20 @@ fn place(tree: &OwnedFd, target: &Target) -> io::Result<()> {
         let _ = remove_mount_point(&parent, &target.name);
     }
     Ok(placed?)
+}
+
+/// On the mount that is there, and no other: a second one of the same source would be a second file system for the guest.
+fn change(target: &Target, readonly: bool) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mount = openat(CWD, target.shared(), flags, Mode::empty())?;
+    if !is_mounted(target)? {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let attributes = match readonly {
+        true => MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() },
+        false => MountAttributes { clear: libc::MOUNT_ATTR_RDONLY, ..Default::default() },
+    };
+    set_mount_attributes(&mount, attributes, false)
 }
 
 fn remove(target: &Target) -> io::Result<()> {

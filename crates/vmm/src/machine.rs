@@ -115,6 +115,10 @@ impl Machine for BoxMachine {
         attach::attach(self.program.clone(), jailed, attachment).await
     }
 
+    async fn set_readonly(&self, target: &str, readonly: bool) -> Result<(), AttachError> {
+        attach::set_readonly(self.jailed(target)?, target, readonly).await
+    }
+
     async fn detach(&self, target: &str) -> Result<(), AttachError> {
         attach::detach(self.jailed(target)?, target).await
     }

@@ -190,6 +190,10 @@ pub trait Machine: Send + Sync {
     /// Makes a mount appear in the running box's share (open_tree, setns, move_mount).
     async fn attach(&self, attachment: Attachment) -> Result<(), AttachError>;
 
+    /// Has the host refuse writes to the top of such a mount, or allow them, without making another one. Refusing fails with
+    /// `ResourceBusy` while a file on it is open for writing.
+    async fn set_readonly(&self, target: &str, readonly: bool) -> Result<(), AttachError>;
+
     /// Removes such a mount; one that is not there is no error.
     async fn detach(&self, target: &str) -> Result<(), AttachError>;
 

@@ -11,13 +11,15 @@ use tokio::io::unix::AsyncFd;
 pub(crate) struct MountAttributes<'a> {
     /// `MOUNT_ATTR_*` to set.
     pub(crate) set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub(crate) clear: u64,
     /// `MS_SLAVE`, `MS_PRIVATE` or 0 for no change.
     pub(crate) propagation: u64,
     /// The user namespace whose mapping applies from now on, once and for all.
     pub(crate) users: Option<BorrowedFd<'a>>,
 }
 
-/// mount_setattr(2) on a mount that is not attached anywhere yet, and on those below it if `recursive`.
+/// mount_setattr(2) on the mount whose root is open, and on those below it if `recursive`.
 #[allow(unsafe_code)]
 pub(crate) fn set_mount_attributes(
     mount: impl AsFd,
@@ -26,7 +28,7 @@ pub(crate) fn set_mount_attributes(
 ) -> io::Result<()> {
     let raw = libc::mount_attr {
         attr_set: attributes.set | attributes.users.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
-        attr_clr: 0,
+        attr_clr: attributes.clear,
         propagation: attributes.propagation,
         userns_fd: attributes.users.map_or(0, |users| u64::from(users.as_raw_fd().unsigned_abs())),
     };

@@ -71,6 +71,16 @@ pub fn shell() -> Result<Image> {
     )
 }
 
+/// A shell, and the program of containers that share a volume as `neighbour`, with others of this machine.
+pub fn with_neighbour(neighbour: &str, programs: &[&str]) -> Result<Image> {
+    let programs = with_libraries(Layer::new(), &[&[neighbour], programs].concat())?;
+    let name = Layer::new().symlink("bin/neighbour", neighbour)?;
+    Image::new(
+        vec![(busybox_layer()?, Encoding::Gzip), (programs, Encoding::Gzip), (name, Encoding::Gzip)],
+        &json!({ "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 3600"], "Env": ["PATH=/bin:/usr/bin"] }),
+    )
+}
+
 /// A shell, and programs of this machine with the libraries that they need.
 pub fn with_programs(programs: &[&str]) -> Result<Image> {
     let programs = with_libraries(Layer::new(), programs)?;

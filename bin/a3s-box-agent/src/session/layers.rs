@@ -108,7 +108,7 @@ pub fn stack(layers: &[String]) -> Vec<&str> {
 pub fn names(request: &CreateSessionRequest) -> Vec<String> {
     let volumes = request.mounts.iter().filter_map(|mount| match &mount.source {
         Some(Source::Image(image)) => Some(&image.layers),
-        Some(Source::PodVolume(_) | Source::TmpfsBytes(_)) | None => None,
+        Some(Source::PodVolume(_) | Source::PodVolumePart(_) | Source::TmpfsBytes(_)) | None => None,
     });
     let mut known = HashSet::new();
     let all = request.rootfs.iter().map(|rootfs| &rootfs.layers).chain(volumes).flatten();

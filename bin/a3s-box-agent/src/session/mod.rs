@@ -15,6 +15,7 @@ pub mod launch;
 pub mod layers;
 pub mod table;
 pub mod users;
+pub mod volumes;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -66,6 +67,9 @@ pub enum SessionError {
     /// A layer.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -264,10 +268,11 @@ impl Namespaces {
     }
 }
 
-/// Files that a session uses: leased layers and a directory on the scratch disk.
+/// Files that a session uses: leased layers and volumes, and a directory on the scratch disk.
 #[derive(Debug)]
 pub struct Holdings {
     _layers: Lease,
+    _volumes: volumes::Lease,
     directory: Directory,
 }
 

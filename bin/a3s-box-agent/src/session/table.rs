@@ -20,6 +20,7 @@ use super::family;
 use super::launch::{self, StageProcess};
 use super::layers::{self, Layers};
 use super::users::Users;
+use super::volumes::{self, Volumes};
 use super::{Directory, End, Holdings, Live, Namespaces, Phase, Session, SessionError};
 use crate::paths;
 use crate::reaper::{Exit, Reaper};
@@ -51,6 +52,7 @@ pub struct Table {
 struct Inner {
     reaper: Reaper,
     layers: Layers,
+    volumes: Volumes,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// The pid namespace of sessions that share, made for the first of them.
@@ -189,10 +191,16 @@ impl Table {
     }
 
     async fn acquire(&self, request: &CreateSessionRequest) -> Result<Holdings, SessionError> {
-        let names = layers::names(request);
-        let (layers, id) = (self.inner.layers.clone(), request.session_id.clone());
-        let acquire =
-            move || Ok(Holdings { _layers: layers.acquire(&names)?, directory: Directory::make(&id)? });
+        let (layer_names, volume_names) = (layers::names(request), volumes::names(request));
+        let (layers, volumes) = (self.inner.layers.clone(), self.inner.volumes.clone());
+        let id = request.session_id.clone();
+        let acquire = move || {
+            Ok(Holdings {
+                _layers: layers.acquire(&layer_names)?,
+                _volumes: volumes.acquire(&volume_names)?,
+                directory: Directory::make(&id)?,
+            })
+        };
         // Mounting waits for the host's file server.
         tokio::task::spawn_blocking(acquire).await.map_err(|_| SessionError::TaskFailed)?
     }

@@ -11,7 +11,7 @@ use super::filesystem::{Attributes, harmless, make};
 use super::images;
 use super::tree::{Node, Tree, attach, bind, node_for};
 use super::users::Owner;
-use crate::paths;
+use crate::session::volumes;
 use crate::sys::{self, attr};
 
 /// Mounts a volume, a tmpfs or an image. `directory` is the session's on the scratch disk.
@@ -24,7 +24,10 @@ pub fn mount(tree: &Tree, mount: &Mount, directory: &str) -> Result<(), StageErr
         return Err(missing("the target is not absolute"));
     }
     let detached = match &mount.source {
-        Some(Source::PodVolume(name)) => open_volume(name).map_err(fail("open the volume"))?,
+        Some(Source::PodVolume(name)) => open_volume(name, "").map_err(fail("open the volume"))?,
+        Some(Source::PodVolumePart(part)) => {
+            open_volume(&part.name, &part.sub_path).map_err(fail("open the part of the volume"))?
+        }
         Some(Source::TmpfsBytes(bytes)) => tmpfs(*bytes, tree.owner()).map_err(fail("make a tmpfs"))?,
         Some(Source::Image(image)) => images::open(image, &mount.target, directory)?,
         None => return Err(missing("it has no source")),
@@ -74,13 +77,17 @@ fn attributes(mount: &Mount) -> Result<u64, StageError> {
     Ok(set)
 }
 
-fn open_volume(name: &str) -> io::Result<OwnedFd> {
-    let volumes =
-        rustix::fs::open(paths::VOLUMES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    // The names are the host's, but what lies in a volume is the pod's: no link may lead elsewhere.
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let source = rustix::fs::openat2(&volumes, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    bind(source, true)
+/// The detached mount of a volume, or of what lies in it. Its file system is the agent's one mount of it, so that all
+/// sessions have the same: see [`crate::session::volumes`].
+fn open_volume(name: &str, sub_path: &str) -> io::Result<OwnedFd> {
+    let whole = volumes::open(name)?;
+    if sub_path.is_empty() {
+        return bind(whole, true);
+    }
+    // What lies in a volume is the pod's: no link may lead elsewhere.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let part = rustix::fs::openat2(&whole, sub_path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    bind(part, true)
 }
 
 fn tmpfs(bytes: u64, owner: Option<Owner>) -> io::Result<OwnedFd> {

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use a3s_box_core::SessionId;
 use a3s_box_core::image::Layer;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, StopCause};
 use a3s_box_vmm::{Machine, MachineExit};
@@ -28,6 +29,7 @@ use crate::records::{BoxRecord, HostObject};
 use crate::registry::{Outcome, Reply, SessionEntry};
 use crate::sessions::{SessionCommand, layer_attachment, layer_name};
 use crate::shared::Shared;
+use crate::sources::{Placed, Sources, Wanted};
 
 /// The longest that the sessions of a box that stops may take to be killed and logged.
 const SESSIONS_LIMIT: Duration = Duration::from_secs(5);
@@ -36,7 +38,7 @@ const SESSIONS_LIMIT: Duration = Duration::from_secs(5);
 const NOTICE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The longest for one mount.
-const ATTACH_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const ATTACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is asked of a box.
 pub(crate) enum BoxCommand {
@@ -46,6 +48,10 @@ pub(crate) enum BoxCommand {
     Remove(Reply<()>),
     /// Make layers visible to the guest.
     AttachLayers(Vec<Layer>, Reply<()>),
+    /// Make the volumes of a session visible to the guest.
+    AttachVolumes(SessionId, Vec<Wanted>, Reply<Vec<Placed>>),
+    /// A session that is no more has no use for its volumes.
+    ReleaseVolumes(SessionId, Reply<()>),
     /// The agent no longer answers.
     AgentLost(String),
 }
@@ -155,14 +161,11 @@ impl BoxDriver {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 // It is as they want it.
-                BoxCommand::Stop(reply) | BoxCommand::Remove(reply) => drop(reply.send(Ok(()))),
-                BoxCommand::AttachLayers(_, reply) => {
-                    drop(
-                        reply.send(Err(
-                            self.denied(FailedStage::Attach, "the pod sandbox could not be started")
-                        )),
-                    );
-                }
+                BoxCommand::Stop(reply)
+                | BoxCommand::Remove(reply)
+                | BoxCommand::ReleaseVolumes(_, reply) => drop(reply.send(Ok(()))),
+                BoxCommand::AttachLayers(_, reply) => drop(reply.send(Err(self.never_started()))),
+                BoxCommand::AttachVolumes(_, _, reply) => drop(reply.send(Err(self.never_started()))),
                 BoxCommand::AgentLost(_) => {}
             }
         }
@@ -194,7 +197,7 @@ impl BoxDriver {
         }
     }
 
-    fn live(&self) -> Option<Arc<LiveBox>> {
+    pub(super) fn live(&self) -> Option<Arc<LiveBox>> {
         self.life.borrow().live().ok()
     }
 
@@ -222,6 +225,16 @@ impl BoxDriver {
             BoxCommand::AttachLayers(layers, reply) => {
                 let attached = self.attach_layers(layers).await;
                 reply.send(attached).ok();
+                Exists::Yes
+            }
+            BoxCommand::AttachVolumes(session, wanted, reply) => {
+                let placed = self.attach_volumes(&session, wanted).await;
+                reply.send(placed).ok();
+                Exists::Yes
+            }
+            BoxCommand::ReleaseVolumes(session, reply) => {
+                let released = self.release_volumes(&session).await;
+                reply.send(released).ok();
                 Exists::Yes
             }
             BoxCommand::AgentLost(detail) => {
@@ -253,6 +266,7 @@ impl BoxDriver {
     async fn bury(&mut self, obituary: Obituary) {
         tracing::warn!(id = %self.record.id, reason = obituary.cause.reason(), message = %obituary.message, "pod sandbox ended");
         self.record.phase = BoxPhase::Stopped(obituary.cause.clone());
+        self.record.sources = Sources::default();
         self.life.send_replace(BoxLife::Gone(obituary));
         self.publish();
         // The end is a fact whether it can be written or not; after a restart it would be found again.
@@ -285,6 +299,7 @@ impl BoxDriver {
             self.shut_down(&live).await;
         }
         self.life.send_replace(BoxLife::Gone(Obituary::of(StopCause::Requested)));
+        self.record.sources = Sources::default();
         await_exits(&sessions).await;
         self.record.phase = BoxPhase::Stopped(StopCause::Requested);
         self.publish();
@@ -292,7 +307,10 @@ impl BoxDriver {
     }
 
     async fn kill_sessions(&self, sessions: &[Arc<SessionEntry>]) {
-        let kills = sessions.iter().map(|entry| async move {
+        // The others have nothing to be killed, and may be waiting for us while they are made or removed.
+        let running =
+            |entry: &&Arc<SessionEntry>| matches!(entry.status.borrow().phase, SessionPhase::Running { .. });
+        let kills = sessions.iter().filter(running).map(|entry| async move {
             let (reply, answer) = oneshot::channel();
             let command = SessionCommand::Stop { grace: Duration::ZERO, reply };
             if entry.commands.send(command).await.is_ok() {
@@ -395,7 +413,7 @@ impl BoxDriver {
         }
     }
 
-    async fn save(&self, stage: FailedStage) -> Result<(), RuntimeError> {
+    pub(super) async fn save(&self, stage: FailedStage) -> Result<(), RuntimeError> {
         let saved = self.shared.records.put_box(&self.record).await;
         saved.map_err(|error| RuntimeError::storage(stage, object(&self.record.id), error))
     }
@@ -405,7 +423,11 @@ impl BoxDriver {
         self.shared.events.box_phase(&before.phase, self.record.status());
     }
 
-    fn denied(&self, stage: FailedStage, reason: &str) -> RuntimeError {
+    fn never_started(&self) -> RuntimeError {
+        self.denied(FailedStage::Attach, "the pod sandbox could not be started")
+    }
+
+    pub(super) fn denied(&self, stage: FailedStage, reason: &str) -> RuntimeError {
         RuntimeError::new(ErrorKind::FailedPrecondition, stage, object(&self.record.id), reason)
     }
 }

@@ -1,15 +1,14 @@
 //! How a session comes to be, or is taken up again.
 
-use std::io;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use a3s_box_core::lifecycle::SessionPhase;
 use a3s_box_protocol::proto::{SessionState, session_state};
 
-use super::driver::{ATTACH_LIMIT, Exists, SessionDriver};
+use super::driver::{Exists, SessionDriver};
 use super::{request, sources, volumes};
 use crate::boxes::{BoxCommand, BoxLife, LiveBox};
 use crate::clock::now_ns;
@@ -18,6 +17,7 @@ use crate::events::Happened;
 use crate::log;
 use crate::records::SessionRecord;
 use crate::registry::Reply;
+use crate::sources::Placed;
 
 impl SessionDriver {
     pub(super) async fn begin(&mut self, reply: Reply<()>) -> Exists {
@@ -42,62 +42,68 @@ impl SessionDriver {
 
     pub(super) async fn create(&mut self) -> Result<(), RuntimeError> {
         let live = self.require_live(FailedStage::Create)?;
-        let mut message = request::create(&self.record, &live.facts)
-            .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
+        let refused = |error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error);
+        let mut message = request::create(&self.record, &live.facts).map_err(refused)?;
         let readonly = sources::examine(self.record.spec.mounts.clone())
             .await
+            .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
+        self.save(FailedStage::Create).await?;
+        self.attach_layers().await?;
+        let placed = self.attach_volumes().await?;
+        message.mounts = request::mounts(&self.record.spec.mounts, &placed)
             .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Create, error))?;
         // In the guest too, which then shows it: programs look before they write.
         for (mount, _) in message.mounts.iter_mut().zip(readonly).filter(|(_, readonly)| *readonly) {
             mount.readonly = true;
         }
-        self.save(FailedStage::Create).await?;
-        self.attach_layers().await?;
-        self.attach_volumes(&live).await?;
         match live.agent.create_session(message).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.agent_error(&live, FailedStage::Create, error).await),
         }
     }
 
-    pub(super) async fn attach_layers(&self) -> Result<(), RuntimeError> {
-        let (reply, answer) = oneshot::channel();
+    async fn attach_layers(&mut self) -> Result<(), RuntimeError> {
         let own = self.record.image.layers.iter();
         let volumes = self.record.spec.mounts.iter().flat_map(|mount| mount.source.layers());
-        let command = BoxCommand::AttachLayers(own.chain(volumes).cloned().collect(), reply);
-        let gone =
-            || self.error(ErrorKind::FailedPrecondition, FailedStage::Attach, "the pod sandbox is gone");
-        self.boxed.send(command).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        let layers = own.chain(volumes).cloned().collect();
+        let attached = self.ask_box(|reply| BoxCommand::AttachLayers(layers, reply)).await;
+        attached.unwrap_or_else(|| Err(self.box_is_gone()))
     }
 
-    pub(super) async fn attach_volumes(&self, live: &LiveBox) -> Result<(), RuntimeError> {
-        for (index, mount) in self.record.spec.mounts.iter().enumerate() {
-            let attachment = volumes::volume(&self.record.id, index, mount)
-                .await
-                .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Attach, error))?;
-            let Some(attachment) = attachment else { continue };
-            match timeout(ATTACH_LIMIT, live.machine.attach(attachment)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    let kind = match error.source.kind() {
-                        io::ErrorKind::Unsupported => ErrorKind::FailedPrecondition,
-                        _ => ErrorKind::Internal,
-                    };
-                    return Err(self.caused(kind, FailedStage::Attach, error));
-                }
-                Err(_) => {
-                    let what = format!("attaching the volume at {}", mount.target);
-                    return Err(RuntimeError::timeout(
-                        FailedStage::Attach,
-                        self.object(),
-                        ATTACH_LIMIT,
-                        &what,
-                    ));
-                }
-            }
+    /// Has the volumes attached that the session mounts. Nothing is asked of the box's owner before all are found.
+    async fn attach_volumes(&mut self) -> Result<Vec<Placed>, RuntimeError> {
+        let wanted = volumes::find(&self.record.spec.mounts)
+            .await
+            .map_err(|error| self.caused(ErrorKind::InvalidArgument, FailedStage::Attach, error))?;
+        if wanted.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(())
+        let id = self.record.id.clone();
+        let placed = self.ask_box(|reply| BoxCommand::AttachVolumes(id, wanted, reply)).await;
+        placed.unwrap_or_else(|| Err(self.box_is_gone()))
+    }
+
+    fn box_is_gone(&self) -> RuntimeError {
+        self.error(ErrorKind::FailedPrecondition, FailedStage::Attach, "the pod sandbox is gone")
+    }
+
+    /// Asks the box's owner. `None`: the box is gone. Its owner may be waiting for this session then, so its answer is not
+    /// waited for.
+    pub(super) async fn ask_box<T>(
+        &mut self,
+        command: impl FnOnce(Reply<T>) -> BoxCommand,
+    ) -> Option<Result<T, RuntimeError>> {
+        let (reply, answer) = oneshot::channel();
+        let (boxed, command) = (self.boxed.clone(), command(reply));
+        let asked = async {
+            boxed.send(command).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::select! {
+            biased;
+            answer = asked => answer,
+            _ = self.life.wait_for(|life| matches!(life, BoxLife::Gone(_))) => None,
+        }
     }
 
     pub(super) async fn resume(&mut self, state: Option<SessionState>) -> Exists {

@@ -35,9 +35,6 @@ use crate::registry::{BoxEntry, Outcome, Reply};
 use crate::shared::Shared;
 use crate::streams::{self, Output, StreamName};
 
-/// The longest for one mount.
-pub(super) const ATTACH_LIMIT: Duration = Duration::from_secs(10);
-
 /// The exit code of a session whose program could not be executed, as other runtimes report it.
 const START_ERROR: i32 = 128;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use a3s_box_core::lifecycle::{Decision, SessionPhase, SessionRequest, StopCause};
+use a3s_box_core::spec::{MountSource, MountSpec};
 use a3s_box_protocol::proto::ExitStatus;
 
 use super::driver::{Exists, SessionDriver, Stopping};
@@ -123,11 +124,19 @@ impl SessionDriver {
             if let Err(error) = live.agent.delete_session(self.record.id.to_string()).await {
                 errors.push(error.at(FailedStage::Remove, self.object()));
             }
+            // Made by a build that attached them for this session alone.
             for name in &self.record.volumes {
                 let target = format!("{}/{name}", a3s_box_protocol::SHARE_VOLUMES);
                 if let Err(error) = live.machine.detach(&target).await {
                     errors.push(self.caused(ErrorKind::Internal, FailedStage::Remove, error));
                 }
+            }
+            let id = self.record.id.clone();
+            let hosted = |mount: &MountSpec| matches!(mount.source, MountSource::Host { .. });
+            if self.record.spec.mounts.iter().any(hosted)
+                && let Some(Err(error)) = self.ask_box(|reply| BoxCommand::ReleaseVolumes(id, reply)).await
+            {
+                errors.push(error);
             }
         }
         let box_ended = matches!(&*self.life.borrow(), BoxLife::Gone(_));

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::limits;
 use crate::records::{BoxRecord, SessionRecord};
+use crate::sources::Placed;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -59,6 +60,8 @@ pub(crate) enum RequestError {
     Layer(#[from] UnknownLayer),
     #[error(transparent)]
     Seccomp(#[from] FilterTooLong),
+    #[error("mount {index}: the host path {} was not attached", path.display())]
+    NotAttached { index: usize, path: PathBuf },
 }
 
 /// A layer's file that is not named as the image store names its files.
@@ -77,7 +80,8 @@ pub(crate) fn layer_name(layer: &Layer) -> Result<String, UnknownLayer> {
     stem.map(|stem| format!("{stem}.erofs")).ok_or_else(|| UnknownLayer(layer.erofs.clone()))
 }
 
-/// The name of the `index`-th mount's volume below `pod/`.
+/// The name below `pod/` of a source that is attached for the `index`-th mount of a session. No other one of the box ever
+/// has it, whatever the guest remembers of names.
 pub(crate) fn volume_name(session: &SessionId, index: usize) -> String {
     format!("{}-{index}", session.short())
 }
@@ -99,12 +103,8 @@ pub(crate) fn create(
             layers: record.image.layers.iter().map(layer_name).collect::<Result<_, _>>()?,
             readonly: spec.readonly_rootfs,
         }),
-        mounts: spec
-            .mounts
-            .iter()
-            .enumerate()
-            .map(|(index, m)| mount(&record.id, index, m))
-            .collect::<Result<_, _>>()?,
+        // Where its volumes are is known when they are attached.
+        mounts: Vec::new(),
         process: Some(process(&spec.process, spec.privileged, facts)?),
         pid_mode: pid_mode.into(),
         target_session_id,
@@ -199,25 +199,40 @@ fn environment(spec: &ProcessSpec, facts: &BoxFacts) -> Vec<String> {
     env
 }
 
-fn mount(session: &SessionId, index: usize, spec: &MountSpec) -> Result<proto::Mount, UnknownLayer> {
+/// The mounts of a session whose volumes are `placed`.
+pub(crate) fn mounts(specs: &[MountSpec], placed: &[Placed]) -> Result<Vec<proto::Mount>, RequestError> {
+    let find = |index| placed.iter().find(|placed| placed.index == index);
+    specs.iter().enumerate().map(|(index, spec)| mount(index, spec, find(index))).collect()
+}
+
+fn mount(index: usize, spec: &MountSpec, placed: Option<&Placed>) -> Result<proto::Mount, RequestError> {
     use proto::mount::Source;
-    // The host refuses writes to a read-only volume. What is mounted below it stays writable, but would not if the
-    // guest's one mount of both were read-only.
-    let readonly_on_the_host = matches!(spec.source, MountSource::Host { recursive_readonly: false, .. });
-    let source = match &spec.source {
-        MountSource::Host { .. } => Source::PodVolume(volume_name(session, index)),
-        MountSource::Tmpfs { size } => Source::TmpfsBytes(*size),
-        MountSource::Image { layers, sub_path, .. } => Source::Image(proto::ImageVolume {
-            layers: layers.iter().map(layer_name).collect::<Result<_, _>>()?,
-            sub_path: sub_path.clone(),
-        }),
+    let (source, readonly) = match (&spec.source, placed) {
+        (MountSource::Host { .. }, Some(placed)) => (volume(placed), placed.readonly),
+        (MountSource::Host { path, .. }, None) => {
+            return Err(RequestError::NotAttached { index, path: path.clone() });
+        }
+        (MountSource::Tmpfs { size }, _) => (Source::TmpfsBytes(*size), spec.readonly),
+        (MountSource::Image { layers, sub_path, .. }, _) => {
+            let layers = layers.iter().map(layer_name).collect::<Result<_, _>>()?;
+            (Source::Image(proto::ImageVolume { layers, sub_path: sub_path.clone() }), spec.readonly)
+        }
     };
     Ok(proto::Mount {
         target: spec.target.clone(),
         source: Some(source),
-        readonly: spec.readonly && !readonly_on_the_host,
+        readonly,
         options: spec.options.clone(),
     })
+}
+
+/// A whole is said as agents of every number understand it; a part is only ever asked of those that know parts.
+fn volume(placed: &Placed) -> proto::mount::Source {
+    let Placed { name, sub_path, .. } = placed.clone();
+    match sub_path.is_empty() {
+        true => proto::mount::Source::PodVolume(name),
+        false => proto::mount::Source::PodVolumePart(proto::PodVolumePart { name, sub_path }),
+    }
 }
 
 /// What a container finds below /etc unless a mount of the client's takes its place.
@@ -318,19 +333,29 @@ mod tests {
     }
 
     #[test]
-    fn only_a_recursively_read_only_volume_is_read_only_in_the_guest() {
-        let readonly = |recursive_readonly| {
-            let source = MountSource::Host {
-                path: "/srv".into(),
-                propagate: false,
-                recursive_readonly,
-                id_mapped: None,
-            };
-            let spec = MountSpec { source, target: "/srv".to_owned(), readonly: true, options: Vec::new() };
-            mount(&SessionId::from_random([7; 32]), 0, &spec).unwrap().readonly
+    fn a_whole_is_said_as_every_agent_knows_it_and_what_was_not_attached_is_not_said() {
+        use proto::mount::Source;
+        let source = MountSource::Host {
+            path: "/srv".into(),
+            propagate: false,
+            recursive_readonly: false,
+            id_mapped: None,
         };
-        assert!(readonly(true));
-        assert!(!readonly(false), "the host enforces it, and not for what is mounted below");
+        let spec = MountSpec { source, target: "/srv".to_owned(), readonly: true, options: Vec::new() };
+        let placed = |sub_path: &str| Placed {
+            index: 0,
+            name: "v".to_owned(),
+            sub_path: sub_path.to_owned(),
+            readonly: false,
+        };
+        let said =
+            |placed: Placed| mounts(std::slice::from_ref(&spec), &[placed]).map(|mut said| said.remove(0));
+        let whole = said(placed("")).unwrap();
+        assert_eq!((whole.source, whole.readonly), (Some(Source::PodVolume("v".to_owned())), false));
+        let part = proto::PodVolumePart { name: "v".to_owned(), sub_path: "a/b".to_owned() };
+        assert_eq!(said(placed("a/b")).unwrap().source, Some(Source::PodVolumePart(part)));
+        let missing = said(Placed { index: 1, ..placed("") }).unwrap_err();
+        assert!(matches!(missing, RequestError::NotAttached { index: 0, .. }), "{missing}");
     }
 
     /// They were named by their diff id, so one box could get another image's layer.

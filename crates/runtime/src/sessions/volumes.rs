@@ -10,13 +10,13 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-use a3s_box_core::SessionId;
 use a3s_box_core::image::Layer;
 use a3s_box_core::spec::{MountSource, MountSpec};
-use a3s_box_protocol::{SHARE_IMAGES, SHARE_VOLUMES};
+use a3s_box_protocol::SHARE_IMAGES;
 use a3s_box_vmm::Attachment;
 
-use super::request::{UnknownLayer, layer_name, volume_name};
+use super::request::{UnknownLayer, layer_name};
+use crate::sources::{self, Asked, Wanted};
 
 /// A host path that cannot be handed over.
 #[derive(Debug, Error)]
@@ -27,6 +27,8 @@ pub(crate) enum VolumeError {
     Layer(#[from] UnknownLayer),
     #[error("the host path {} is {kind}: only files and folders can be shared with a box", path.display())]
     Kind { path: PathBuf, kind: &'static str },
+    #[error("could not find out what the host's volumes are: {0}")]
+    Identify(#[source] io::Error),
     #[error("could not {step} the host path {}: {source}", path.display())]
     Io {
         step: &'static str,
@@ -44,23 +46,27 @@ pub(crate) async fn layer(layer: Layer) -> Result<Attachment, VolumeError> {
     Ok(Attachment { source, target, readonly, recursive_readonly, propagate, id_mapped })
 }
 
-/// The attachment of a session's `index`-th mount, if it comes from the host.
-pub(crate) async fn volume(
-    session: &SessionId,
-    index: usize,
-    mount: &MountSpec,
-) -> Result<Option<Attachment>, VolumeError> {
-    match &mount.source {
-        // An image's layers are the box's, shared by its sessions.
-        MountSource::Tmpfs { .. } | MountSource::Image { .. } => Ok(None),
-        MountSource::Host { path, propagate, recursive_readonly, id_mapped } => Ok(Some(Attachment {
-            source: on_disk(path.clone(), open_or_make).await?,
-            target: format!("{SHARE_VOLUMES}/{}", volume_name(session, index)),
-            readonly: mount.readonly,
-            recursive_readonly: *recursive_readonly,
-            propagate: *propagate,
-            id_mapped: *id_mapped,
-        })),
+/// Finds what the mounts of a session come from on the host.
+pub(crate) async fn find(mounts: &[MountSpec]) -> Result<Vec<Wanted>, VolumeError> {
+    let mut opened = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        match &mount.source {
+            // An image's layers are the box's, shared by its sessions.
+            MountSource::Tmpfs { .. } | MountSource::Image { .. } => {}
+            MountSource::Host { path, propagate, recursive_readonly, id_mapped } => {
+                let asked = Asked {
+                    readonly: mount.readonly,
+                    recursive_readonly: *recursive_readonly,
+                    propagate: *propagate,
+                    users: *id_mapped,
+                };
+                opened.push((index, on_disk(path.clone(), open_or_make).await?, asked));
+            }
+        }
+    }
+    match spawn_blocking(move || sources::find(opened)).await {
+        Ok(found) => found.map_err(VolumeError::Identify),
+        Err(aborted) => Err(VolumeError::Identify(io::Error::other(aborted))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! VMs that are not there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -95,6 +95,7 @@ impl Vmm for FakeVmm {
             exit,
             mounts: Mutex::default(),
             silent: Mutex::default(),
+            writable: Mutex::default(),
         });
         self.machines.lock().unwrap().insert(pid, machine.clone());
         Ok(Box::new(Handled(machine)))
@@ -123,6 +124,8 @@ pub struct FakeMachine {
     pub mounts: Mutex<Vec<String>>,
     /// Set: new connections are taken and nothing on them is ever answered.
     silent: Mutex<Option<Vec<StdUnixStream>>>,
+    /// Those of them that the host lets writes through to.
+    pub writable: Mutex<BTreeSet<String>>,
 }
 
 impl FakeMachine {
@@ -197,8 +200,28 @@ impl Machine for Handled {
         let failed = |source| AttachError { step: "place", target: attachment.target.clone(), source };
         self.0.faults.hit("machine attach").map_err(failed)?;
         let mut mounts = self.0.mounts.lock().unwrap();
-        assert!(!mounts.contains(&attachment.target), "{} is attached once", attachment.target);
+        if mounts.contains(&attachment.target) {
+            return Err(failed(std::io::ErrorKind::AlreadyExists.into()));
+        }
+        if !attachment.readonly {
+            self.0.writable.lock().unwrap().insert(attachment.target.clone());
+        }
         mounts.push(attachment.target.clone());
+        Ok(())
+    }
+
+    async fn set_readonly(&self, target: &str, readonly: bool) -> Result<(), AttachError> {
+        let failed = |source| AttachError { step: "change", target: target.to_owned(), source };
+        self.0.faults.hit("machine set_readonly").map_err(failed)?;
+        if !self.0.mounts.lock().unwrap().iter().any(|mount| mount == target) {
+            return Err(failed(std::io::ErrorKind::NotFound.into()));
+        }
+        let mut writable = self.0.writable.lock().unwrap();
+        if readonly {
+            writable.remove(target)
+        } else {
+            writable.insert(target.to_owned())
+        };
         Ok(())
     }
 
@@ -206,6 +229,7 @@ impl Machine for Handled {
         let failed = |source| AttachError { step: "remove", target: target.to_owned(), source };
         self.0.faults.hit("machine detach").map_err(failed)?;
         self.0.mounts.lock().unwrap().retain(|mounted| mounted != target);
+        self.0.writable.lock().unwrap().remove(target);
         Ok(())
     }
 

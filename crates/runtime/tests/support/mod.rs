@@ -282,6 +282,26 @@ impl World {
         }
     }
 
+    /// Takes the sessions out of the state store.
+    pub fn forget_sessions(&self) {
+        let table = Table("sessions");
+        let records = self.store.scan(table).unwrap().into_iter();
+        self.store.commit(records.map(|(key, _)| Change::Delete { table, key }).collect()).unwrap();
+    }
+
+    /// Changes a record past every daemon.
+    pub fn change_record(
+        &self,
+        table: &'static str,
+        key: &str,
+        change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
+    ) {
+        let value = self.store.get(Table(table), key).unwrap().unwrap();
+        let mut record = serde_json::from_slice(&value).unwrap();
+        change(&mut record);
+        self.write_record(table, key, &serde_json::to_vec(&record).unwrap());
+    }
+
     /// Writes a record past every daemon.
     pub fn write_record(&self, table: &'static str, key: &str, value: &[u8]) {
         let change = Change::Put { table: Table(table), key: key.to_owned(), value: value.to_vec() };

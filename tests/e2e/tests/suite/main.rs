@@ -28,6 +28,7 @@ mod namespaces;
 mod networks;
 mod pods;
 mod resources;
+mod shared_volumes;
 mod stats;
 mod streams;
 mod suite;
@@ -105,6 +106,9 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     egress::a_name_opens_what_the_guest_is_told_for_it,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
+    shared_volumes::containers_of_a_pod_share_one_file_system,
+    shared_volumes::databases_in_two_containers_wait_for_each_other,
+    shared_volumes::two_targets_of_a_run_are_one_file_system,
     verity::a_sealed_layer_cannot_change,
     resources::limits_change_while_a_container_runs,
     resources::who_takes_too_much_memory_is_killed_and_it_is_said,
