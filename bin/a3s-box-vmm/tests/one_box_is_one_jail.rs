@@ -433,7 +433,7 @@ async fn what_is_attached_becomes_writable_and_read_only_again_where_it_is() {
     if !can_run() {
         return;
     }
-    let fixture = Fixture::new(HANG, HANG, VSOCK);
+    let fixture = Fixture::new(HANG);
     std::fs::create_dir(fixture.path("volume")).unwrap();
     let machine = fixture.launch().await;
     machine.attach(attachment(fixture.path("volume"), "pod/data", true)).await.unwrap();

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use a3s_box_core::image::ResolvedImage;
 use a3s_box_core::lifecycle::{BoxPhase, BoxRequest, Decision, SessionPhase, SessionRequest};
 use a3s_box_core::network::Address;
-use a3s_box_core::spec::{BoxSpec, Limits, PidNamespace, ProcessSpec, SessionSpec};
+use a3s_box_core::spec::{BoxSpec, Limits, MountSource, PidNamespace, ProcessSpec, SessionSpec};
 use a3s_box_core::storage::Storage;
 use a3s_box_core::{BoxId, SessionId};
 use a3s_box_protocol::versions;
