@@ -59,7 +59,7 @@ pub(crate) enum EnteredSession {
     /// Another has its name and attempt.
     Taken(Arc<SessionEntry>),
     /// Another attempt of its name still runs in the box.
-    Rival(SessionStatus),
+    Rival(Box<SessionStatus>),
 }
 
 /// How many ids start with a text.
@@ -127,7 +127,7 @@ impl Registry {
             return EnteredSession::Taken(other.clone());
         }
         if let Some(rival) = maps.rival(&name) {
-            return EnteredSession::Rival(rival);
+            return EnteredSession::Rival(Box::new(rival));
         }
         maps.session_names.insert(name, id.clone());
         maps.sessions.insert(id, entry);
