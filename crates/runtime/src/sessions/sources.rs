@@ -48,8 +48,8 @@ fn examine_one(mount: &MountSpec, mounted: &str) -> Result<bool, EmptyInABox> {
     let MountSource::Host { path, propagate, .. } = &mount.source else { return Ok(mount.readonly) };
     // What is not there is made, or refused where it is opened.
     let Ok(status) = rustix::fs::statfs(path) else { return Ok(false) };
-    let magic = status.f_type;
-    if let Some((_, file_system, instead)) = WITHOUT_SIZES.iter().find(|(known, ..)| *known == magic) {
+    if let Some((_, file_system, instead)) = WITHOUT_SIZES.iter().find(|(known, ..)| *known == status.f_type)
+    {
         let (target, path) = (mount.target.clone(), path.clone());
         return Err(EmptyInABox { target, path, file_system, instead });
     }
