@@ -164,7 +164,13 @@ async fn commands(host: &mut Recorder, b: &TestBox) {
     host.output("what it made of it", b, ("life", "cat"), Kind::Stdout, 3).await;
     call!(host, "its end", WaitExec, wait_exec, WaitExecRequest { exec_id: id("cat") });
     call!(host, "exec that stays", Exec, exec, exec("stay", &["sleep", "1000"], false));
-    call!(host, "kill it", SignalExec, signal_exec, SignalExecRequest { exec_id: id("stay"), signal: 9 });
+    call!(
+        host,
+        "kill it",
+        SignalExec,
+        signal_exec,
+        SignalExecRequest { exec_id: id("stay"), signal: 9, all: false }
+    );
     call!(host, "a killed one's end", WaitExec, wait_exec, WaitExecRequest { exec_id: id("stay") });
 }
 

@@ -94,7 +94,7 @@ fn with_layers(mut request: CreateSessionRequest, layers: &[&str]) -> CreateSess
 
 async fn map_users(b: &TestBox) {
     let range = Some(IdRange { start: 100_000, count: 65_536 });
-    b.table.map_users(&UserNamespace { uids: range, gids: range }, &[]).await.unwrap();
+    b.table.map_users(&UserNamespace { uids: range, gids: range }, &[], None).await.unwrap();
 }
 
 #[test]

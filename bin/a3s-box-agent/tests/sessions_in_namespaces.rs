@@ -10,8 +10,8 @@ use a3s_box_agent::paths;
 use a3s_box_agent::session::SessionError;
 use a3s_box_protocol::proto::stream_open::Kind;
 use a3s_box_protocol::proto::{
-    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, IdRange, Mount, PidMode, PodVolumePart,
-    Resources, Rlimit, Rootfs, User, UserNamespace, mount,
+    CgroupSetting, CreateSessionRequest, EtcFile, ExecRequest, Mount, PodVolumePart, Resources, Rlimit,
+    Rootfs, User, mount,
 };
 use common::{image, in_a_box, process, session, shell, volume};
 use tokio::io::AsyncWriteExt;

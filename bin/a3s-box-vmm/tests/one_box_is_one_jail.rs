@@ -231,11 +231,11 @@ async fn a_vsock_device_that_ends_takes_the_box_with_it_and_is_named() {
     let fixture = Fixture::new(HANG);
     let machine = fixture.launch().await;
     let [_, vsock, _] = children(machine.facts().pid)[..] else { panic!("three children") };
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vsock), nix::sys::signal::Signal::SIGSEGV).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vsock), nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(machine.wait().await, MachineExit::Failed { code: 72 });
     let words = machine.last_words(500).await;
     assert!(
-        words.contains("the vsock device ended (signal: 11") && words.contains("while the guest"),
+        words.contains("the vsock device ended (signal: 9") && words.contains("while the guest"),
         "{words}"
     );
     fixture.assert_nothing_runs();

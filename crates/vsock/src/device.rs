@@ -20,7 +20,7 @@ pub const MAX_PAYLOAD: usize = 64 * 1024;
 const FIRST_PORT: u32 = 1 << 30;
 
 /// Names a connection to whoever looks after its stream. No token is used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
 /// The device.

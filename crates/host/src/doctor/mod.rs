@@ -136,8 +136,9 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_the_chosen_backend_does_not_use_may_lack() {
-        let config = Config::default();
+    fn what_the_chosen_backend_does_not_use_may_lack() {
+        let mut config = Config::default();
+        config.vmm.qemu = Some("/nonexistent/qemu".into());
         let layout = Layout::at(&config, Path::new("/nonexistent/usr/bin/a3s-box"), std::iter::empty());
         let krun = Choice { kind: BackendKind::Libkrun, accel: Accel::Kvm, reason: String::new() };
         let qemu = Choice { kind: BackendKind::Qemu, accel: Accel::Tcg, reason: String::new() };

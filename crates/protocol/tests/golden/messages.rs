@@ -55,9 +55,9 @@ fn id() -> String {
     text("c1c1")
 }
 
-fn ready(_: u32) -> Ready {
+fn ready(age: u32) -> Ready {
     Ready {
-        protocol: 3,
+        protocol: if age > 1 { 4 } else { 3 },
         agent_version: text("0.1.0"),
         kernel_release: text("6.12.0-a3s-box"),
         stages: vec![
@@ -75,7 +75,7 @@ fn address(ip: &[u8], prefix: u32) -> IpNetwork {
     IpNetwork { ip: ip.to_vec(), prefix }
 }
 
-fn configure(_: u32) -> ConfigureSandboxRequest {
+fn configure(age: u32) -> ConfigureSandboxRequest {
     ConfigureSandboxRequest {
         hostname: text("web-0"),
         // One: the order of several is not fixed.
@@ -94,6 +94,7 @@ fn configure(_: u32) -> ConfigureSandboxRequest {
         shm_bytes: 67_108_864,
         unix_time_ns: 1_760_000_000_000_000_001,
         user_namespace: Some(UserNamespace { uids: ids(65_536), gids: ids(131_072) }),
+        init_user: (age > 1).then_some(UserNumbers { uid: 65_535, gid: 65_534 }),
     }
 }
 
@@ -139,16 +140,22 @@ fn resources() -> Option<Resources> {
     Some(Resources { settings: vec![setting("memory.max", "268435456"), setting("pids.max", "100")] })
 }
 
-fn create(pid_mode: PidMode) -> CreateSessionRequest {
+fn create(age: u32, pid_mode: PidMode) -> CreateSessionRequest {
     let image = ImageVolume { layers: texts(&["0c0d.erofs"]), sub_path: text("weights") };
+    let mut mounts = vec![
+        mount("/data", mount::Source::PodVolume(text("c1c1-0"))),
+        mount("/tmp", mount::Source::TmpfsBytes(65_536)),
+        mount("/model", mount::Source::Image(image)),
+    ];
+    if age > 1 {
+        let part = PodVolumePart { name: text("s0"), sub_path: text("a/b") };
+        mounts.push(mount("/part", mount::Source::PodVolumePart(part)));
+    }
     CreateSessionRequest {
         session_id: id(),
         rootfs: Some(Rootfs { layers: texts(&["0a0b.erofs", "chain-0c0d.erofs"]), readonly: true }),
-        mounts: vec![
-            mount("/data", mount::Source::PodVolume(text("c1c1-0"))),
-            mount("/tmp", mount::Source::TmpfsBytes(65_536)),
-            mount("/model", mount::Source::Image(image)),
-        ],
+        mounts,
+        image_volumes: if age > 1 { texts(&["/data"]) } else { Vec::new() },
         process: Some(process()),
         pid_mode: pid_mode.into(),
         target_session_id: text("c0c0"),
@@ -281,7 +288,7 @@ fn sessions(names: &mut Vec<String>) {
         (PidMode::Pod, "CreateSessionRequest-pod"),
         (PidMode::Target, "CreateSessionRequest-target"),
     ] {
-        check(names, name, |_| create(mode));
+        check(names, name, |age| create(age, mode));
     }
     check(names, "CreateSessionResponse", |_| CreateSessionResponse {});
     check(names, "StartSessionRequest", |_| StartSessionRequest { session_id: id() });
@@ -322,7 +329,11 @@ fn execs(names: &mut Vec<String>) {
     check(names, "ExecRequest", exec);
     check(names, "ExecResponse", |_| ExecResponse { pid: 43 });
     check(names, "WaitExecRequest", |_| WaitExecRequest { exec_id: exec_id() });
-    check(names, "SignalExecRequest", |_| SignalExecRequest { exec_id: exec_id(), signal: 9 });
+    check(names, "SignalExecRequest", |age| SignalExecRequest {
+        exec_id: exec_id(),
+        signal: 9,
+        all: age > 1,
+    });
     check(names, "SignalExecResponse", |_| SignalExecResponse {});
     check(names, "CloseStdinRequest", |_| CloseStdinRequest { session_id: session_id(), exec_id: exec_id() });
     check(names, "CloseStdinResponse", |_| CloseStdinResponse {});

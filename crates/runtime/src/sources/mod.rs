@@ -10,6 +10,8 @@ mod identity;
 mod mountinfo;
 mod table;
 
+#[cfg(test)]
+pub(crate) use identity::Tree;
 pub(crate) use identity::{Asked, SourceKey, Wanted, find, part_of};
 pub(crate) use table::{Access, Due, Source, Sources};
 

@@ -37,13 +37,7 @@ fn plan(dir: &Path) -> BoxPlan {
 }
 
 fn qemu(accel: Accel) -> Hypervisor {
-    Hypervisor::Qemu(QemuSpec {
-        emulator: "/usr/bin/qemu-system-x86_64".into(),
-        virtiofsd: "/usr/libexec/a3s-box/virtiofsd".into(),
-        vhost_device_vsock: "/usr/libexec/a3s-box/vhost-device-vsock".into(),
-        accel,
-        uid: 65534,
-    })
+    Hypervisor::Qemu(QemuSpec { emulator: "/usr/bin/qemu-system-x86_64".into(), accel, uid: 65534 })
 }
 
 /// Where the golden plans say that their boxes are.

@@ -143,19 +143,19 @@ const SERVE: &str = "head -c 7864320 /dev/urandom | base64 > /tmp/data; \
 pub(crate) async fn every_order(suite: &Suite, rounds: u32) -> Result<()> {
     let mut client = suite.client()?;
     let config = suite.pod("endings")?;
-    let pod = client.run_pod(&config).await?;
-    let container = launch(&mut client, &pod, suite.script("main", SERVE), &config).await?;
+    let id = client.run_pod(&config).await?;
+    let container = launch(&mut client, &id, suite.script("main", SERVE), &config).await?;
     logged(&config, "main", "serving").await?;
     for round in 0..rounds {
         let input = bytes(round.into());
-        let mut pod = Pod { client: &mut client, pod: &pod, container: &container };
+        let mut pod = Pod { client: &mut client, pod: &id, container: &container };
         pod.execs(&input).await.with_context(|| format!("execs of round {round}"))?;
         pod.ports(&input).await.with_context(|| format!("ports of round {round}"))?;
-        log(suite, &mut client, pod.pod, &config, round)
+        log(suite, &mut client, &id, &config, round)
             .await
             .with_context(|| format!("log of round {round}"))?;
     }
-    client.remove_pod(&pod).await?;
+    client.remove_pod(&id).await?;
     println!("{rounds} rounds of {BYTES} bytes through execs, ports and logs");
     Ok(())
 }

@@ -15,8 +15,8 @@ use a3s_box_core::seccomp::{
     SeccompAction, SeccompComparison, SeccompCondition, SeccompProfile, SeccompRule,
 };
 use a3s_box_core::spec::{
-    BoxSize, BoxSpec, CapabilitySpec, DnsSpec, IdRange, Limits, MountSource, MountSpec, NetworkMode,
-    PidNamespace, PodIdentity, PortMapping, PortProtocol, ProcessSpec, SeccompSpec, SessionSpec,
+    BoxSize, BoxSpec, CapabilitySpec, DnsSpec, IdRange, InitUser, Limits, MountSource, MountSpec,
+    NetworkMode, PidNamespace, PodIdentity, PortMapping, PortProtocol, ProcessSpec, SeccompSpec, SessionSpec,
     UserNamespace, UserSpec,
 };
 use a3s_box_core::{BoxId, SessionId};
@@ -24,6 +24,7 @@ use a3s_box_vmm::{BackendKind, BoxPlan, MachineFacts, PlanNetwork, PlanNic};
 
 use crate::api::{Quarantined, ResolvedUser, Stage};
 use crate::records::{BoxRecord, HostObject, SessionRecord};
+use crate::sources::{Access, Source, SourceKey, Sources, Tree};
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
@@ -89,6 +90,7 @@ fn full_box_spec() -> BoxSpec {
             names: vec!["*.example.org".parse().unwrap(), "pypi.org".parse().unwrap()],
         }),
         user_namespace: Some(users()),
+        init_user: Some(InitUser { uid: 65_535, gid: 65_534 }),
     }
 }
 
@@ -149,6 +151,30 @@ fn plan() -> BoxPlan {
     }
 }
 
+/// One source of each kind, with holders of each kind.
+fn sources() -> Sources {
+    let users = UserNamespace {
+        uids: IdRange { start: 65_536, count: 65_536 },
+        gids: IdRange { start: 131_072, count: 65_536 },
+    };
+    let shared = SourceKey {
+        device: 2049,
+        inode: 77,
+        readonly_on_host: false,
+        users: Some(users),
+        tree: Tree::Single,
+    };
+    let deep = Tree::Several { mount: 31, readonly: true, recursive_readonly: false, propagate: true };
+    let deep = SourceKey { device: 22, inode: 2, readonly_on_host: true, users: None, tree: deep };
+    let mut sources = Sources::default();
+    sources.add(Source::new("s0".to_owned(), shared, "/srv/data".into(), Some("/data".into())));
+    sources.add(Source::new("s1".to_owned(), deep, "/mnt".into(), None));
+    sources.hold("s0", &session_id(0xc0), Access::Writable);
+    sources.hold("s0", &session_id(0xc1), Access::ReadOnly);
+    sources.hold("s1", &session_id(0xc1), Access::ReadOnly);
+    sources
+}
+
 /// A box that is up, with everything that a record can hold.
 fn ready_box() -> BoxRecord {
     BoxRecord {
@@ -168,7 +194,8 @@ fn ready_box() -> BoxRecord {
             took: Duration::from_micros(350),
         }],
         layers: BTreeSet::from(["0a0b.erofs".to_owned(), "chain-0c0d.erofs".to_owned()]),
-        agent_protocol: 3,
+        sources: sources(),
+        agent_protocol: 4,
     }
 }
 
@@ -192,6 +219,7 @@ fn bare_box(phase: BoxPhase) -> BoxRecord {
         kernel_release: String::new(),
         timeline: Vec::new(),
         layers: BTreeSet::new(),
+        sources: Sources::default(),
         agent_protocol: 0,
     }
 }
@@ -337,6 +365,7 @@ fn running_session() -> SessionRecord {
             process: process(),
             readonly_rootfs: true,
             mounts: mounts(),
+            image_volumes: words(&["/data"]),
             pid_namespace: PidNamespace::Target(session_id(0xc0)),
             limits: limits(),
             masked_paths: words(&["/proc/kcore"]),
