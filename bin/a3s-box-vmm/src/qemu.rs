@@ -40,8 +40,7 @@ pub(crate) fn run(
     let plan = &spec.plan;
     privileges::keep_capabilities(privileges::FILE_SERVER)?;
     privileges::filter_system_calls()?;
-    let requests = opened.requests.context("have a file for the counts of requests")?;
-    let helpers = [("the file server", serve_files(requests)?), ("vhost-device-vsock", vsock(qemu)?)];
+    let helpers = [("the file server", serve_files(opened.requests)?), ("vhost-device-vsock", vsock(qemu)?)];
     let cmdline = cmdline::compose(plan, &spec.hypervisor);
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;

@@ -77,8 +77,8 @@ impl Ports {
         let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
         loop {
             match UnixStream::connect(&path).await {
-                // The VMM has a queue of five for connections that it has not accepted; beyond that the kernel does
-                // not wait for us.
+                // The VMM's queue of connections that it has not accepted may be as short as five; beyond that the
+                // kernel does not wait for us.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(FULL_PAUSE).await;
                 }

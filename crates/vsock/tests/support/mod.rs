@@ -51,10 +51,10 @@ impl Socket {
         if self.failed {
             return Err(failure.into());
         }
-        if self.calls % 5 == 0 {
+        if self.calls.is_multiple_of(5) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        Ok(if self.calls % 3 == 0 { 3 } else { usize::MAX })
+        Ok(if self.calls.is_multiple_of(3) { 3 } else { usize::MAX })
     }
 }
 

@@ -2,25 +2,17 @@
 
 use std::io;
 
-use msb_krun_devices::virtio::Queue;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::Advice;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use super::ranges::{Discard, PAGE, Region};
 
+pub(super) use super::super::rings::hold as holds;
+
 /// The regions in the order in which a [`Discard`] counts them.
 pub(super) fn regions(memory: &GuestMemoryMmap) -> Vec<Region> {
     memory.iter().map(|region| Region { start: region.start_addr().0, length: region.len() }).collect()
-}
-
-/// Whether every ring of the queue lies in one region. libkrun looks only at where the rings end, and panics at a ring
-/// that it cannot read.
-pub(super) fn holds(memory: &GuestMemoryMmap, queue: &Queue) -> bool {
-    let size = usize::from(queue.actual_size());
-    let rings =
-        [(queue.desc_table, 16 * size), (queue.avail_ring, 6 + 2 * size), (queue.used_ring, 6 + 8 * size)];
-    queue.is_valid(memory) && rings.into_iter().all(|(start, length)| memory.get_slice(start, length).is_ok())
 }
 
 /// Gives back what [`judge`](super::ranges::judge) allowed; the guest reads something else there from now on.

@@ -27,7 +27,8 @@ use vm_memory::GuestMemoryMmap;
 use ranges::Tally;
 use worker::Worker;
 
-const TYPE_BALLOON: u32 = 5;
+/// Virtio's number of this kind of device.
+pub(crate) const TYPE_BALLOON: u32 = 5;
 const VERSION_1: u64 = 1 << 32;
 const REPORTS: u64 = 1 << 5;
 
