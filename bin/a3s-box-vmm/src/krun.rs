@@ -1,9 +1,5 @@
 //! The libkrun backend: this process becomes the VM.
 
-// For the machine of libkrun's fork; the one here brings its own.
-#[allow(dead_code)]
-mod balloon;
-
 use std::ffi::{CString, c_char};
 use std::io;
 use std::os::fd::IntoRawFd;
