@@ -185,7 +185,7 @@ async fn log(
     let (told, lines) = lines.split_last().context("nothing was logged")?;
     let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
     ensure!(told.get(..DIGEST) == Some(digest(text.as_bytes()).as_str()), "{} bytes were logged", text.len());
-    client.remove_container(&container).await?;
+    client.remove(&container).await?;
     fs::remove_file(Path::new(&config.log_directory).join("log.log"))?;
     Ok(())
 }
