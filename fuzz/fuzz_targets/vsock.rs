@@ -126,7 +126,8 @@ fuzz_target!(|input: &[u8]| {
             0..=0x7f if device.takes_packets() => {
                 let header = packet(&mut script);
                 let lie = script.byte() == 1;
-                let length = (header.length as usize).min(payload.len()) - usize::from(lie && header.length > 0);
+                let length =
+                    (header.length as usize).min(payload.len()) - usize::from(lie && header.length > 0);
                 device.from_guest(&header, &payload[..length]);
             }
             0..=0xbf => {
@@ -143,7 +144,8 @@ fuzz_target!(|input: &[u8]| {
             }
             _ => {
                 let which = script.byte().into();
-                let Some((token, end)) = device.host().0.iter().nth(which).map(|(t, e)| (*t, e.clone())) else {
+                let Some((token, end)) = device.host().0.iter().nth(which).map(|(t, e)| (*t, e.clone()))
+                else {
                     continue;
                 };
                 let what = script.byte();

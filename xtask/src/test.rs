@@ -211,7 +211,7 @@ fn unit(_: &Context<'_>) -> Result<Done> {
     let skipped = Skipped::start()?;
     process::through(
         nextest()?
-            .args(["--workspace", "--no-fail-fast", "--color", ui::color_choice()])
+            .args(["--no-fail-fast", "--color", ui::color_choice()])
             .env(Skipped::VARIABLE, skipped.path()),
         |line| {
             if let Some((_, counts)) = line.split_once("tests run: ") {
