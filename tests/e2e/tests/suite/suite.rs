@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use a3s_box_cri::proto::{
@@ -18,6 +18,7 @@ use a3s_box_e2e::registry::{Registry, write_hosts_toml};
 use a3s_box_e2e::{sample, wait};
 use anyhow::{Context, Result, bail, ensure};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 use crate::Scenario;
 
@@ -36,6 +37,8 @@ pub(crate) struct Suite {
     daemon: Mutex<Option<(Daemon, Client)>>,
     /// Before anything was started.
     untouched: Machine,
+    /// A pull from a registry that does not answer, which takes its time beside the scenarios.
+    hanging: Mutex<Option<JoinHandle<Result<()>>>>,
     /// With the daemon running and no pod. What a failed scenario has left is the next one's starting point.
     idle: Mutex<Machine>,
 }
@@ -66,6 +69,7 @@ impl Suite {
             state: Mutex::new(Some(state)),
             daemon: Mutex::new(Some((daemon, client))),
             untouched,
+            hanging: Mutex::default(),
             idle: Mutex::new(idle),
         })
     }
@@ -97,6 +101,10 @@ impl Suite {
     /// The image with a shell; pulled already.
     pub(crate) fn shell(&self) -> &str {
         &self.shell
+    }
+
+    pub(crate) fn hanging(&self) -> MutexGuard<'_, Option<JoinHandle<Result<()>>>> {
+        self.hanging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn client(&self) -> Result<Client> {
