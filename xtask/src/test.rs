@@ -68,8 +68,8 @@ const fn next(name: &'static str, action: fn(&Context<'_>) -> Result<Done>) -> S
 const STAGES: &[Stage] = &[
     next("format", format),
     next("build", build),
-    Stage { name: "e2e-libkrun", turn: Turn::Beside, action: e2e::libkrun },
     next("unit", unit),
+    Stage { name: "e2e-libkrun", turn: Turn::Beside, action: e2e::libkrun },
     next("e2e-qemu", e2e::qemu),
     next("clippy", clippy),
     next("doc", doc),
