@@ -47,7 +47,7 @@ pub(crate) enum Done {
 }
 
 /// When a stage runs.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Turn {
     /// After the stages before it.
     Next,
@@ -212,7 +212,7 @@ fn unit(_: &Context<'_>) -> Result<Done> {
     process::through(
         nextest()?
             .args(["--no-fail-fast", "--color", ui::color_choice()])
-            .env(Skipped::VARIABLE, skipped.path()),
+            .env(a3s_box_testing::SKIPPED_TESTS, skipped.path()),
         |line| {
             if let Some((_, counts)) = line.split_once("tests run: ") {
                 words = counts.to_owned();

@@ -12,9 +12,6 @@ use crate::ui;
 pub(super) struct Skipped(NamedTempFile);
 
 impl Skipped {
-    /// The variable that tells the tests where the file is; `a3s_box_testing::skip` reads it.
-    pub(super) const VARIABLE: &'static str = "A3S_BOX_SKIPPED_TESTS";
-
     pub(super) fn start() -> Result<Self> {
         Ok(Self(NamedTempFile::new().context("making the list of skipped tests")?))
     }
