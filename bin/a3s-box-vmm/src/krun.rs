@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::IntoRawFd;
 use std::process::ExitCode;
 
-use a3s_box_protocol::{READY_PORT, SHARE_TAG, TIME_PORT};
+use a3s_box_protocol::SHARE_TAG;
 use a3s_box_vmm::launch::{LaunchSpec, jail, socket_name};
-use a3s_box_vmm::{BoxPlan, PlanNic, cmdline};
+use a3s_box_vmm::{BoxPlan, GUEST_DIALS, PlanNic, cmdline};
 use anyhow::{Context, bail};
 
 use crate::jail::Opened;
@@ -111,9 +111,9 @@ impl Machine {
     fn sockets(&self, plan: &BoxPlan) -> anyhow::Result<()> {
         check("drop the implicit vsock", krun::krun_disable_implicit_vsock(self.0))?;
         check("add vsock", krun::krun_add_vsock(self.0, NO_TSI))?;
-        // The host listens for Ready and for questions of time; on the others libkrun listens for the host.
-        self.socket(READY_PORT, false)?;
-        self.socket(TIME_PORT, false)?;
+        for port in GUEST_DIALS {
+            self.socket(port, false)?;
+        }
         for port in plan.host_dials() {
             self.socket(port, true)?;
         }

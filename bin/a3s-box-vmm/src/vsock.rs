@@ -5,15 +5,16 @@
 //! owns the device and the two queues. Whatever goes wrong in either ends the process, and with it the box: a guest whose
 //! device has stopped could only hang.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use a3s_box_protocol::{GUEST_CID, READY_PORT};
+use a3s_box_protocol::GUEST_CID;
+use a3s_box_vmm::GUEST_DIALS;
 use a3s_box_vmm::launch::{jail, socket_name};
 use a3s_box_vsock::Vsock;
 use anyhow::{Context, bail, ensure};
@@ -54,10 +55,9 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
 }
 
 fn serve(arguments: &[OsString]) -> anyhow::Result<()> {
-    let ready = format!("{}/{}", jail::VSOCK, socket_name(READY_PORT));
-    let vsock =
-        Vsock::new(GUEST_CID.into(), listeners(arguments)?, BTreeMap::from([(READY_PORT, ready.into())]))
-            .context("watch the sockets of the guest's ports")?;
+    let dialled = GUEST_DIALS.map(|port| (port, Path::new(jail::VSOCK).join(socket_name(port))));
+    let vsock = Vsock::new(GUEST_CID.into(), listeners(arguments)?, dialled.into())
+        .context("watch the sockets of the guest's ports")?;
     let sockets = vsock.as_fd().as_raw_fd();
     let listener = io::stdin().as_fd().try_clone_to_owned().context("take the socket for QEMU")?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());

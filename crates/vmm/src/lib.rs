@@ -27,7 +27,7 @@ pub use libkrun::LibkrunVmm;
 pub use probe::{ProbeConfig, ProbeError, Requested, Verdict, probe};
 pub use qemu::{QemuParts, QemuVmm};
 pub use seam::{
-    Attachment, BackendKind, BootTimes, BoxPlan, HostUsage, Machine, MachineExit, MachineFacts, PlanNetwork,
-    PlanNic, Vmm,
+    Attachment, BackendKind, BootTimes, BoxPlan, GUEST_DIALS, HostUsage, Machine, MachineExit, MachineFacts,
+    PlanNetwork, PlanNic, Vmm,
 };
 pub use words::{GuestFault, guest_fault, last_words};

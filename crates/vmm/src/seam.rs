@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use a3s_box_core::BoxId;
 use a3s_box_core::spec::UserNamespace;
-use a3s_box_protocol::{RPC_PORT, STREAM_PORT};
+use a3s_box_protocol::{READY_PORT, RPC_PORT, STREAM_PORT, TIME_PORT};
 
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 use crate::words::GuestFault;
@@ -56,6 +56,9 @@ pub struct BoxPlan {
     /// Further guest ports that the host may dial (agent images).
     pub guest_ports: Vec<u32>,
 }
+
+/// The ports of the host that the guest dials: for Ready, and for questions of time.
+pub const GUEST_DIALS: [u32; 2] = [READY_PORT, TIME_PORT];
 
 impl BoxPlan {
     /// The ports of the guest that the host may dial: on each of them a socket of the box is listened on.
