@@ -2,13 +2,20 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::{dist, initramfs, packages, paths, process, tools, ui};
+use crate::test::e2e::Backend;
+use crate::{dist, initramfs, node, packages, paths, process, tools, ui};
+
+const NODE_MEMORY_MIB: u32 = 4096;
+/// The longest until the node's first measurement, and for a round.
+const NODE_START: Duration = Duration::from_secs(240);
+const NODE_ROUND: Duration = Duration::from_secs(90);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -30,6 +37,8 @@ enum What {
     Network(Network),
     /// Small files on a volume, beside the scratch disk, and what the guest asks its file server for.
     Volumes(Volumes),
+    /// Boots and memory of boxes, beside those of another build.
+    Boxes(Boxes),
 }
 
 #[derive(Args)]
@@ -103,6 +112,22 @@ struct Volumes {
     profile: String,
 }
 
+#[derive(Args)]
+struct Boxes {
+    /// The installed layout of the other build, as `cargo xtask build` made it there.
+    #[arg(long, value_name = "OTHER_LAYOUT")]
+    other: PathBuf,
+    /// Who runs the boxes of both: qemu on this machine, libkrun in the virtual node.
+    #[arg(long, value_enum, default_value = "qemu")]
+    backend: Backend,
+    /// Boxes of each build.
+    #[arg(long, default_value_t = 20)]
+    rounds: u32,
+    /// Cargo profile of the host's binaries.
+    #[arg(long, default_value = "quick")]
+    profile: String,
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (name, profile, rounds) = match &options.what {
         What::Images(measure) => ("images", &measure.profile, measure.rounds),
@@ -111,6 +136,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         What::Streams(streams) => ("streams", &streams.profile, streams.rounds),
         What::Network(network) => ("network", &network.profile, network.rounds),
         What::Volumes(volumes) => ("volumes", &volumes.profile, volumes.rounds),
+        What::Boxes(boxes) => ("boxes", &boxes.profile, boxes.rounds),
     };
     packages::ensure(packages::Set::Bench)?;
     if !nix::unistd::geteuid().is_root() {
@@ -159,11 +185,37 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             arguments.extend(["--files".into(), volumes.files.to_string().into()]);
             program
         }
+        What::Boxes(boxes) => {
+            let other = boxes.other.canonicalize();
+            let other = other.with_context(|| format!("no layout at {}", boxes.other.display()))?;
+            let (program, layout) = build_with_layout(profile)?;
+            arguments.extend(["--dist".into(), layout.into(), "--other".into(), other.into()]);
+            if boxes.backend == Backend::Libkrun {
+                arguments.extend(["--backend", "libkrun"].map(OsString::from));
+                return in_node(&program, &arguments, boxes.rounds);
+            }
+            program
+        }
     };
     ui::heading("bench");
     // The benchmark takes our place, so that Ctrl-C and its exit code are its own.
     let error = Command::new(&program).args(arguments).exec();
     Err(error).with_context(|| format!("starting {}", program.display()))
+}
+
+/// A benchmark that needs KVM, in the virtual node.
+fn in_node(program: &Path, arguments: &[OsString], rounds: u32) -> Result<ExitCode> {
+    ui::heading("bench");
+    let words = std::iter::once(program.as_os_str()).chain(arguments.iter().map(OsString::as_os_str));
+    let command: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let run = node::Run {
+        command: &command,
+        environment: &[],
+        memory_mib: NODE_MEMORY_MIB,
+        limit: NODE_START + rounds * NODE_ROUND,
+    };
+    let code = run.execute(|line| println!("{line}"))?;
+    Ok(ExitCode::from(code))
 }
 
 /// The program that runs in the containers.

@@ -76,8 +76,9 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
-/// How long the node may be silent. It gives a sign of life every five seconds once it has booted.
-const PULSE_LIMIT: Duration = Duration::from_secs(60);
+/// How long the node may be silent. It gives a sign of life every five seconds once it has booted, if its one processor gets
+/// around to it.
+const PULSE_LIMIT: Duration = Duration::from_secs(120);
 
 /// The node itself ended or stood still before the command ended: its kernel crashed, or QEMU no longer runs it. Nothing
 /// is known about the command then.

@@ -2,6 +2,7 @@
 //!
 //! Machines differ and are shared, so that only ratios of interleaved runs say anything.
 
+mod boxes;
 mod compare;
 mod containerd;
 mod containers;
@@ -44,6 +45,8 @@ enum What {
     Network(network::Options),
     /// Small files on a volume and on the scratch disk of one box.
     Volumes(volumes::Options),
+    /// Boxes beside those of another build.
+    Boxes(boxes::Options),
     /// Compares images' merged layers with what umoci unpacks; measures nothing.
     Compare(compare::Options),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         What::Streams(options) => measured(async |state: &Path| streams::run(&options, state).await),
         What::Network(options) => measured(async |state: &Path| network::run(&options, state).await),
         What::Volumes(options) => measured(async |state: &Path| volumes::run(&options, state).await),
+        What::Boxes(options) => measured(async |state: &Path| boxes::run(&options, state).await),
         What::Compare(options) => compare::run(&options).context("the comparison failed"),
     };
     match outcome {

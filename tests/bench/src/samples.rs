@@ -37,6 +37,11 @@ impl Samples {
     }
 }
 
+/// The middle one (nearest rank).
+pub(crate) fn median(values: Vec<f64>) -> f64 {
+    nearest_rank(values, 50)
+}
+
 fn nearest_rank(mut values: Vec<f64>, percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = (values.len() * percent).div_ceil(100).max(1);

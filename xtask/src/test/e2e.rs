@@ -51,7 +51,7 @@ pub(crate) fn soak(backend: Backend, across: Option<&Path>) -> Result<()> {
 }
 
 /// What runs the pods' machines.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Backend {
     /// On this machine, by software emulation.
     Qemu,
@@ -103,13 +103,20 @@ fn on_libkrun(
         })
     };
     // QEMU's emulation of nested virtualisation crashes or stops the node itself now and then. That is no result of the
-    // suite, neither way: it is said, and another node runs what is left. What a scenario reports is never repeated.
+    // suite, neither way: it is said, and another node runs what has not passed. A scenario that failed before is run again,
+    // because a node that breaks is no witness against it.
     let (mut done, mut nodes) = (Vec::new(), 1);
     let (code, outcome) = loop {
         let mut outcome = Outcome::default();
         match attempt(&command, &mut outcome) {
-            Err(error) if error.is::<node::NodeStopped>() && nodes < MAX_NODES && !outcome.failed => {
-                ui::note(&format!("the virtual node itself failed; another runs the rest. {error:#}"));
+            Err(error) if error.is::<node::NodeStopped>() && nodes < MAX_NODES => {
+                let failed = match outcome.failed.as_slice() {
+                    [] => String::new(),
+                    names => format!("; {} had failed in it", names.join(", ")),
+                };
+                ui::note(&format!(
+                    "the virtual node itself failed{failed}; another runs the rest. {error:#}"
+                ));
                 command.extend(skip(&outcome.passed));
                 done.append(&mut outcome.passed);
                 nodes += 1;
@@ -152,8 +159,8 @@ struct Outcome {
     last_end: Instant,
     /// How long each scenario took, with what the suite did before it.
     times: Vec<(Duration, String)>,
-    /// Whether a scenario has failed.
-    failed: bool,
+    /// Scenarios that failed, as they are told while the suite runs.
+    failed: Vec<String>,
     /// Runs, and prints something of its own meanwhile.
     running: Option<String>,
     /// Failed scenarios with the first line of each one's reason.
@@ -170,7 +177,7 @@ impl Default for Outcome {
             skipped: Vec::new(),
             last_end: Instant::now(),
             times: Vec::new(),
-            failed: false,
+            failed: Vec::new(),
             running: None,
             failures: Vec::new(),
             reason_follows: false,
@@ -213,7 +220,7 @@ impl Outcome {
         }
         match word {
             "ok" => self.passed.extend(self.running.take()),
-            "FAILED" => self.failed = true,
+            "FAILED" => self.failed.extend(self.running.take()),
             _ => {}
         }
     }
@@ -236,7 +243,11 @@ impl fmt::Display for Outcome {
         if !self.skipped.is_empty() {
             write!(f, "; {} of these skipped: {}", self.skipped.len(), self.skipped.join(", "))?;
         }
-        self.failures.iter().try_for_each(|failure| write!(f, "; {failure}"))
+        match self.failures.as_slice() {
+            // A suite that did not come to its end has not told the reasons.
+            [] if !self.failed.is_empty() => write!(f, "; failed: {}", self.failed.join(", ")),
+            failures => failures.iter().try_for_each(|failure| write!(f, "; {failure}")),
+        }
     }
 }
 
@@ -304,7 +315,7 @@ mod tests {
         }
         assert_eq!(outcome.to_string(), "FAILED. 1 failed; a::b: no pod");
         assert_eq!(outcome.passed, ["a::a", "a::c"]);
-        assert!(outcome.failed);
+        assert_eq!(outcome.failed, ["a::b"]);
     }
 
     #[test]
