@@ -37,10 +37,10 @@ pub(crate) struct Opened {
     pub(crate) logs: Vec<File>,
     /// The scratch disk, for an emulator that may not open it; a trial has none.
     pub(crate) scratch: Option<File>,
-    /// The queues of the taps of the plan's NICs, for an emulator that may not open them.
+    /// The queues of the taps of the plan's NICs: nobody in the jail may open one.
     pub(crate) taps: Vec<Vec<File>>,
-    /// The counts of the share's requests, where our file server keeps them.
-    pub(crate) requests: Option<File>,
+    /// The counts of the share's requests.
+    pub(crate) requests: File,
 }
 
 impl Opened {
@@ -61,19 +61,16 @@ impl Opened {
             logs: vec![log(CONSOLE_LOG, true)?, log(VMM_LOG, true)?],
             scratch: (!spec.trial).then(scratch).transpose()?,
             taps: taps(spec)?,
-            requests: match &spec.hypervisor {
-                Hypervisor::Libkrun => None,
-                Hypervisor::Qemu(_) => Some(counts::create(&spec.plan.dir)?),
-            },
+            requests: counts::create(&spec.plan.dir)?,
         })
     }
 }
 
 fn taps(spec: &LaunchSpec) -> anyhow::Result<Vec<Vec<File>>> {
-    let mut nics = spec.plan.network.iter().flat_map(|network| &network.nics);
+    let nics = spec.plan.network.iter().flat_map(|network| &network.nics);
     match &spec.hypervisor {
-        // It opens them by name, when the guest first uses them.
-        Hypervisor::Libkrun => nics.try_for_each(|nic| tap::own(&nic.tap)).map(|()| Vec::new()),
+        // Its NIC has one pair of queues, and a tap that was made for several refuses one that asks for a single one.
+        Hypervisor::Libkrun => nics.map(|nic| Ok(vec![tap::open_single(&nic.tap)?])).collect(),
         Hypervisor::Qemu(qemu) => {
             let queues = args::queues(&spec.plan, qemu.accel);
             nics.map(|nic| tap::open_queues(&nic.tap, queues)).collect()
@@ -181,17 +178,14 @@ fn share() -> anyhow::Result<()> {
 
 /// Nodes of our own: whatever the host's permissions are, these are for this box alone.
 fn devices(spec: &LaunchSpec) -> anyhow::Result<()> {
-    directory("dev/net", 0o755)?;
-    let (kvm, tun) = match &spec.hypervisor {
-        Hypervisor::Libkrun => (true, spec.plan.network.is_some()),
-        // QEMU inherits its taps.
-        Hypervisor::Qemu(QemuSpec { accel: Accel::Kvm, .. }) => (true, false),
-        Hypervisor::Qemu(QemuSpec { accel: Accel::Tcg, .. }) => (false, false),
+    directory("dev", 0o755)?;
+    let kvm = match &spec.hypervisor {
+        Hypervisor::Libkrun | Hypervisor::Qemu(QemuSpec { accel: Accel::Kvm, .. }) => true,
+        Hypervisor::Qemu(QemuSpec { accel: Accel::Tcg, .. }) => false,
     };
     let always = [("dev/null", 1, 3), ("dev/zero", 1, 5), ("dev/urandom", 1, 9)];
     let kvm = kvm.then_some(("dev/kvm", 10, 232));
-    let tun = tun.then_some(("dev/net/tun", 10, 200));
-    for (path, major, minor) in always.into_iter().chain(kvm).chain(tun) {
+    for (path, major, minor) in always.into_iter().chain(kvm) {
         mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
             .and_then(|()| rustix::fs::chmod(path, Mode::from_raw_mode(0o666)))
             .with_context(|| format!("make the device {path}"))?;

@@ -10,6 +10,33 @@ use std::time::Duration;
 
 use a3s_box_vmm::launch::LOG_LIMIT;
 use anyhow::Context;
+use log::{LevelFilter, Log, Metadata, Record};
+
+/// Sends what a library logs, at `level` or graver, to standard error, which is the box's log.
+pub(crate) fn of_library(whose: &'static str, level: LevelFilter) {
+    // It fails only if there is a logger already.
+    if log::set_boxed_logger(Box::new(ToStandardError { whose })).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+struct ToStandardError {
+    whose: &'static str,
+}
+
+impl Log for ToStandardError {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            eprintln!("a3s-box-vmm: {}: {}", self.whose, record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
 
 const INTERVAL: Duration = Duration::from_secs(2);
 

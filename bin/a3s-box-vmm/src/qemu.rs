@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use a3s_box_vmm::launch::{LaunchSpec, QemuSpec, jail, socket_name};
+use a3s_box_vmm::launch::{Accel, LaunchSpec, QemuSpec, jail, socket_name};
 use a3s_box_vmm::qemu::args::{self, Inherited};
 use a3s_box_vmm::{BoxPlan, cmdline};
 use anyhow::Context;
@@ -20,7 +20,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use crate::clock::{self, Reading};
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{file_server, logs, privileges, vsock};
+use crate::{file_server, logs, privileges, speed, vsock};
 
 /// A helper ended while QEMU did not.
 const HELPER_ENDED: u8 = 72;
@@ -39,10 +39,14 @@ pub(crate) fn run(
     let counter = Reading::now();
     privileges::keep_capabilities(privileges::FILE_SERVER)?;
     privileges::filter_system_calls()?;
-    let requests = opened.requests.context("have a file for the counts of requests")?;
-    let helpers = [("the file server", serve_files(requests)?), ("the vsock device", vsock(plan, qemu)?)];
+    let helpers =
+        [("the file server", serve_files(opened.requests)?), ("the vsock device", vsock(plan, qemu)?)];
     clock::serve_time()?;
-    let cmdline = cmdline::compose(plan, &spec.hypervisor, counter.speed_since());
+    let counter_khz = match qemu.accel {
+        Accel::Kvm => speed::counter_khz(),
+        Accel::Tcg => counter.speed_since(),
+    };
+    let cmdline = cmdline::compose(plan, &spec.hypervisor, counter_khz);
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;
     logs::keep_short(opened.logs)?;

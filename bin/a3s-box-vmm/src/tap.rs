@@ -4,16 +4,29 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, bail};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+
+/// The length of `struct virtio_net_hdr_v1`.
+const VIRTIO_1_HEADER: libc::c_int = 12;
+
+/// TUN_F_CSUM, TUN_F_TSO4 and TUN_F_TSO6.
+const OFFLOADS: libc::c_ulong = 1 | 2 | 4;
 
 /// Opens the multi-queue tap `name` of the current network namespace, once for each queue.
 pub(crate) fn open_queues(name: &str, queues: u8) -> anyhow::Result<Vec<File>> {
     (0..queues).map(|_| open(name, libc::IFF_MULTI_QUEUE)).collect()
 }
 
-/// Opens the tap `name` of the current network namespace, with virtio headers on its packets.
+/// Opens the tap `name` of the current network namespace, which has one queue.
+pub(crate) fn open_single(name: &str) -> anyhow::Result<File> {
+    open(name, 0)
+}
+
+/// Opens a tap with virtio headers on its packets.
 fn open(name: &str, flags: libc::c_int) -> anyhow::Result<File> {
     let path = "/dev/net/tun";
     let tun = OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("open {path}"))?;
@@ -21,17 +34,23 @@ fn open(name: &str, flags: libc::c_int) -> anyhow::Result<File> {
     Ok(tun)
 }
 
-/// Lets this user open the tap `name` again after it has given up its capabilities. Whether a tap that
-/// belongs to nobody may be opened by anybody differs between kernels.
+/// Makes a tap what libkrun's NIC expects: headers of virtio 1, packets that the guest's NIC takes as offloads, and no
+/// waiting.
 #[allow(unsafe_code)]
-pub(crate) fn own(name: &str) -> anyhow::Result<()> {
-    let tap = open(name, 0)?;
-    let uid = libc::c_ulong::from(rustix::process::geteuid().as_raw());
+pub(crate) fn prepare(tap: &File) -> anyhow::Result<()> {
+    let header: libc::c_int = VIRTIO_1_HEADER;
+    // SAFETY: this request reads one int, which `header` is.
+    let sized = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const header) };
+    check(sized).context("size the header")?;
     // SAFETY: this request takes a number.
-    if unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOWNER as _, uid) } != 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("own the tap {name}"));
-    }
-    Ok(())
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD as _, OFFLOADS) })
+        .context("set the offloads")?;
+    let flags = fcntl_getfl(tap).context("read the flags")?;
+    fcntl_setfl(tap, flags | OFlags::NONBLOCK).context("stop waiting")
+}
+
+fn check(result: libc::c_int) -> std::io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 #[allow(unsafe_code)]

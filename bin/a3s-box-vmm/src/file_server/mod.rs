@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use a3s_box_vmm::launch::jail;
 use anyhow::{Context, anyhow};
-use log::{LevelFilter, Log, Metadata, Record};
+use log::LevelFilter;
 use rustix::process::{Resource, getrlimit};
 use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -30,7 +30,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 
-use crate::counts;
+use crate::{counts, logs};
 use share::Share;
 
 /// The word that chooses this role.
@@ -56,7 +56,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn serve() -> anyhow::Result<()> {
-    log_warnings();
+    logs::of_library("file server", LevelFilter::Warn);
     // It is started as /proc/self/exe, which is no name.
     rustix::thread::set_name(c"file-server").context("name the process")?;
     let listener = io::stdin().as_fd().try_clone_to_owned().context("take the socket")?;
@@ -96,30 +96,5 @@ fn config() -> Config {
         gid_map: Some(Vec::new()),
         guest_fd_limit: descriptors.saturating_sub(RESERVED),
         ..Config::default()
-    }
-}
-
-/// Sends the library's warnings and errors to the box's log.
-fn log_warnings() {
-    struct ToStandardError;
-
-    impl Log for ToStandardError {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            metadata.level() <= log::max_level()
-        }
-
-        fn log(&self, record: &Record<'_>) {
-            if self.enabled(record.metadata()) {
-                eprintln!("a3s-box-vmm: file server: {}", record.args());
-            }
-        }
-
-        fn flush(&self) {}
-    }
-
-    static LOGGER: ToStandardError = ToStandardError;
-    // It fails only if there is a logger already.
-    if log::set_logger(&LOGGER).is_ok() {
-        log::set_max_level(LevelFilter::Warn);
     }
 }
