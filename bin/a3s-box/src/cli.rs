@@ -4,6 +4,7 @@
     reason = "these comments are help texts: brackets mean what may be left out"
 )]
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use a3s_box_host::ConfigFlags;
 use a3s_box_host::config::parse_duration;
 
 use crate::daemon::DaemonCommand;
+use crate::habits::Habits;
+use crate::mounts::{Mount, parse_bytes};
 use crate::publish::Publish;
-use crate::size::{parse_memory_mib, parse_vcpus};
-use crate::spec::Volume;
+use crate::size::{Cpus, parse_memory_mib, parse_vcpus};
 
 /// Pods and commands in microVMs.
 #[derive(Debug, Parser)]
@@ -134,8 +136,17 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,
     /// Show a file or directory of the host in the box
-    #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]", value_parser = Volume::parse)]
-    pub(crate) volumes: Vec<Volume>,
+    #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]", value_parser = Mount::volume)]
+    pub(crate) volumes: Vec<Mount>,
+    /// The same in the long form: type=bind|tmpfs,source=SRC,target=DST[,readonly][,tmpfs-size=SIZE]
+    #[arg(long = "mount", value_name = "KEY=VALUE,…", value_parser = Mount::long)]
+    pub(crate) mounts: Vec<Mount>,
+    /// Memory of the box as a file system; OPTIONS: size=SIZE, ro, exec
+    #[arg(long, value_name = "DST[:OPTIONS]", value_parser = Mount::tmpfs)]
+    pub(crate) tmpfs: Vec<Mount>,
+    /// The size of /dev/shm [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) shm_size: Option<u64>,
     /// The working directory
     #[arg(short = 'w', long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
@@ -148,22 +159,46 @@ pub(crate) struct RunArgs {
     /// The name of the box and its host name [default: the beginning of its id]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// The host name of the box, if it is not its name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// A label, NAME[=VALUE] (may be repeated)
+    #[arg(short = 'l', long = "label", value_name = "NAME[=VALUE]")]
+    pub(crate) labels: Vec<String>,
     /// The root file system cannot be written
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Everything that root of the box's own kernel may do; nothing of the host
+    #[arg(long)]
+    pub(crate) privileged: bool,
+    /// A capability more than the usual ones, or ALL (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cap_add: Vec<String>,
+    /// A capability less, or ALL (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cap_drop: Vec<String>,
 
     /// Virtual CPUs [default: size.vcpus]
     #[arg(long, value_name = "N", value_parser = parse_vcpus)]
     pub(crate) vcpus: Option<u8>,
+    /// So much of them, e.g. 0.5; without --vcpus the box gets as many as it takes
+    #[arg(long, value_name = "N", value_parser = Cpus::parse)]
+    pub(crate) cpus: Option<Cpus>,
     /// Memory, e.g. 512M or 2G [default: size.memory_mib]
     #[arg(short = 'm', long, value_name = "SIZE", value_parser = parse_memory_mib)]
     pub(crate) memory: Option<u32>,
     /// How the box is connected [default: cni where the node has it, else local, else none]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, alias = "net")]
     pub(crate) network: Option<Network>,
-    /// Let a port of the host lead to one of the box (may be repeated)
-    #[arg(short = 'p', long = "publish", value_name = "[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]", value_parser = Publish::parse)]
+    /// Let a port of the host lead to one of the box; a free one if none is named; FIRST-LAST is a range (may be repeated)
+    #[arg(short = 'p', long = "publish", value_name = "[[HOSTIP:][HOSTPORT]:]PORT[/PROTOCOL]", value_parser = Publish::parse)]
     pub(crate) publish: Vec<Publish>,
+    /// A name server of the box instead of the host's (may be repeated)
+    #[arg(long, value_name = "IP")]
+    pub(crate) dns: Vec<IpAddr>,
+    /// A domain that names are looked up in (may be repeated)
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search: Vec<String>,
     /// Where the box may open connections to: none, cluster, or networks, addresses and names [default: everywhere]
     #[arg(long, value_name = "none|cluster|LIST")]
     pub(crate) egress: Option<String>,
@@ -184,6 +219,8 @@ pub(crate) struct RunArgs {
     /// Print what took how long, to stderr
     #[arg(long)]
     pub(crate) timings: bool,
+    #[command(flatten)]
+    pub(crate) habits: Habits,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -88,6 +88,7 @@ fn check(args: &RunArgs) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("`a3s-box run` makes virtual machines, namespaces and mounts: run it as root");
     }
+    args.habits.check()?;
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("stdin is not a terminal, so -i and -t do not go together; leave out -t");
     }
@@ -169,6 +170,11 @@ impl Work {
     /// The box boots while the image is looked up or fetched.
     async fn prepare(&mut self) -> anyhow::Result<Prepared> {
         let began = Instant::now();
+        for publish in &mut self.args.publish {
+            for chosen in publish.choose()? {
+                note!("{chosen}");
+            }
+        }
         let image = async {
             let image = self.image().await?;
             Ok((image, Instant::now()))
@@ -227,8 +233,18 @@ impl Work {
     fn resolver(&self, network: NetworkMode) -> Option<DnsSpec> {
         match network {
             NetworkMode::None => None,
+            NetworkMode::Pod if !self.args.dns.is_empty() => Some(DnsSpec {
+                servers: self.args.dns.iter().map(ToString::to_string).collect(),
+                searches: self.args.dns_search.clone(),
+                options: Vec::new(),
+            }),
             NetworkMode::Pod => {
-                let found = a3s_box_host::host_resolver();
+                let mut found = a3s_box_host::host_resolver();
+                if let Some(found) = &mut found
+                    && !self.args.dns_search.is_empty()
+                {
+                    found.searches.clone_from(&self.args.dns_search);
+                }
                 if found.is_none() && !self.args.quiet {
                     note!("no name server in the box: those of this host listen on its loopback only");
                 }

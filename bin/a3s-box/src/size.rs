@@ -1,5 +1,6 @@
 //! Sizes of boxes on the command line.
 
+use a3s_box_core::spec::Limits;
 use a3s_box_host::config::parse_size;
 
 const LEAST_MIB: u64 = 128;
@@ -24,9 +25,58 @@ pub(crate) fn parse_vcpus(text: &str) -> Result<u8, String> {
     }
 }
 
+/// Processors as docker counts them: hundredths, of which a box of whole processors may use so many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cpus {
+    hundredths: u32,
+}
+
+impl Cpus {
+    /// `0.5`, `2`: at least a hundredth.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a number of processors from 0.01 to 64, such as 1.5");
+        let number: f64 = text.parse().map_err(|_| wrong())?;
+        if !(0.01..=64.0).contains(&number) {
+            return Err(wrong());
+        }
+        Ok(Self { hundredths: (number * 100.0).round() as u32 })
+    }
+
+    /// What a box needs for it.
+    pub(crate) fn whole(self) -> u8 {
+        u8::try_from(self.hundredths.div_ceil(100)).unwrap_or(u8::MAX)
+    }
+
+    /// The bound within that box.
+    pub(crate) fn limits(self) -> Limits {
+        Limits {
+            cpu_period_us: Some(PERIOD_US),
+            cpu_quota_us: Some(i64::from(self.hundredths) * PERIOD_US as i64 / 100),
+            ..Limits::default()
+        }
+    }
+}
+
+/// cgroups' own default.
+const PERIOD_US: u64 = 100_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_processors_are_a_bound_in_a_box_of_whole_ones() {
+        let seen = |text: &str| {
+            let cpus = Cpus::parse(text).unwrap();
+            (cpus.whole(), cpus.limits().cpu_quota_us)
+        };
+        assert_eq!(seen("0.5"), (1, Some(50_000)));
+        assert_eq!(seen("1.25"), (2, Some(125_000)));
+        assert_eq!(seen("2"), (2, Some(200_000)));
+        for bad in ["0", "0.001", "-1", "65", "NaN", "all", ""] {
+            assert!(Cpus::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn memory_is_whole_mebibytes_within_bounds() {

@@ -1,18 +1,20 @@
 //! From arguments and the image's config to the specs of a box and its one session. Pure but for
 //! reading files that arguments name.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use a3s_box_core::image::ImageConfig;
 use a3s_box_core::spec::{
-    BoxSize, BoxSpec, DnsSpec, MountSource, MountSpec, NetworkMode, PodIdentity, ProcessSpec, SessionSpec,
-    UserSpec,
+    BoxSize, BoxSpec, CapabilitySpec, DnsSpec, MountSource, MountSpec, NetworkMode, PodIdentity, ProcessSpec,
+    SessionSpec, UserSpec,
 };
 
 use crate::cli::RunArgs;
+use crate::mounts::Mount;
 use crate::publish::Publish;
+use crate::size::Cpus;
 
 /// What an image says nothing about and every program expects.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,50 +33,6 @@ const MASKED: [&str; 9] = [
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// `SRC:DST[:ro|rw]` of `--volume`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Volume {
-    source: PathBuf,
-    target: String,
-    readonly: bool,
-}
-
-impl Volume {
-    /// Reads the argument; whether the source exists is seen later.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let parts: Vec<_> = text.split(':').collect();
-        let (source, target, readonly) = match parts[..] {
-            [source, target] | [source, target, "rw"] => (source, target, false),
-            [source, target, "ro"] => (source, target, true),
-            _ => return Err(format!("{text:?} is not SRC:DST, SRC:DST:ro or SRC:DST:rw")),
-        };
-        if source.is_empty() {
-            return Err(format!("{text:?} names no source"));
-        }
-        if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
-            return Err(format!("the destination {target:?} must be an absolute path without .."));
-        }
-        Ok(Self { source: source.into(), target: target.to_owned(), readonly })
-    }
-
-    fn mount(&self) -> anyhow::Result<MountSpec> {
-        let path = std::fs::canonicalize(&self.source)
-            .with_context(|| format!("cannot use the volume source {}", self.source.display()))?;
-        Ok(MountSpec {
-            // A user who says `ro` means all that is seen below DST, as with docker.
-            source: MountSource::Host {
-                path,
-                propagate: false,
-                recursive_readonly: self.readonly,
-                id_mapped: None,
-            },
-            target: self.target.clone(),
-            readonly: self.readonly,
-            options: Vec::new(),
-        })
-    }
-}
-
 /// The box of a `run`.
 pub(crate) fn box_spec(
     args: &RunArgs,
@@ -90,14 +48,14 @@ pub(crate) fn box_spec(
             uid: name.to_owned(),
             attempt: 0,
         },
-        hostname: name.to_owned(),
+        hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
         size: BoxSize {
-            vcpus: args.vcpus.unwrap_or(default_size.vcpus),
+            vcpus: args.vcpus.or(args.cpus.map(Cpus::whole)).unwrap_or(default_size.vcpus),
             memory_mib: args.memory.unwrap_or(default_size.memory_mib),
             scratch_mib: default_size.scratch_mib,
         },
         dns,
-        port_mappings: args.publish.iter().map(Publish::mapping).collect(),
+        port_mappings: args.publish.iter().flat_map(Publish::mappings).collect(),
         network,
         ..BoxSpec::default()
     }
@@ -121,10 +79,18 @@ pub(crate) fn session_spec(
                 user: args.user.clone().unwrap_or_else(|| image.user.clone()),
                 ..UserSpec::default()
             },
+            capabilities: CapabilitySpec {
+                add: args.cap_add.clone(),
+                drop: args.cap_drop.clone(),
+                ..CapabilitySpec::default()
+            },
             ..ProcessSpec::default()
         },
+        labels: labels(&args.labels)?,
         readonly_rootfs: args.read_only,
-        mounts: args.volumes.iter().map(Volume::mount).collect::<anyhow::Result<_>>()?,
+        mounts: mounts(args)?,
+        limits: args.cpus.map(Cpus::limits).unwrap_or_default(),
+        privileged: args.privileged,
         image_volumes: image.volume_paths()?,
         masked_paths: MASKED.map(str::to_owned).to_vec(),
         readonly_paths: READONLY.map(str::to_owned).to_vec(),
@@ -133,6 +99,28 @@ pub(crate) fn session_spec(
         stdin_once: args.interactive,
         ..SessionSpec::default()
     })
+}
+
+/// In the order of the kinds: a later one at the same place hides an earlier one.
+fn mounts(args: &RunArgs) -> anyhow::Result<Vec<MountSpec>> {
+    let shared_memory = args.shm_size.map(|size| MountSpec {
+        source: MountSource::Tmpfs { size },
+        target: "/dev/shm".to_owned(),
+        readonly: false,
+        options: ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec(),
+    });
+    let given = args.tmpfs.iter().chain(&args.volumes).chain(&args.mounts).map(Mount::spec);
+    shared_memory.into_iter().map(Ok).chain(given).collect()
+}
+
+/// `NAME=VALUE`, or `NAME` with an empty value.
+fn labels(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let label = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        ensure!(!name.is_empty(), "--label: {text:?} has no name");
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    given.iter().map(label).collect()
 }
 
 fn first_set<const N: usize>(candidates: [Option<&str>; N]) -> Option<&str> {
@@ -286,45 +274,6 @@ mod tests {
         let default = BoxSize { vcpus: 1, memory_mib: 300, scratch_mib: 99 };
         let size = box_spec(&said, "n", default, NetworkMode::None, None).size;
         assert_eq!(size, BoxSize { vcpus: 3, memory_mib: 300, scratch_mib: 99 });
-    }
-
-    #[test]
-    fn volumes_are_resolved_on_the_host() {
-        let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
-        let text = format!("{}/link:/data:ro", dir.path().display());
-        let mount = Volume::parse(&text).unwrap().mount().unwrap();
-        let source = MountSource::Host {
-            path: dir.path().canonicalize().unwrap(),
-            propagate: false,
-            recursive_readonly: true,
-            id_mapped: None,
-        };
-        assert_eq!(
-            mount,
-            MountSpec { source, target: "/data".to_owned(), readonly: true, options: Vec::new() }
-        );
-        let missing = Volume::parse("/nonexistent/x:/data").unwrap().mount().unwrap_err();
-        assert_eq!(missing.to_string(), "cannot use the volume source /nonexistent/x");
-    }
-
-    /// `-v /:/host:ro` left everything writable that the host has mounted below `/`.
-    #[test]
-    fn a_volume_is_read_only_with_all_that_is_mounted_below_it() {
-        let dir = tempfile::tempdir().unwrap();
-        for (suffix, expected) in [(":ro", true), (":rw", false), ("", false)] {
-            let text = format!("{}:/data{suffix}", dir.path().display());
-            let mount = Volume::parse(&text).unwrap().mount().unwrap();
-            let MountSource::Host { recursive_readonly, .. } = mount.source else { panic!("{mount:?}") };
-            assert_eq!((mount.readonly, recursive_readonly), (expected, expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn volumes_that_mean_nothing_are_refused() {
-        for bad in ["/a", "/a:b", ":/b", "/a:/b:rx", "/a:/b/../c", "/a:/b:ro:z"] {
-            assert!(Volume::parse(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

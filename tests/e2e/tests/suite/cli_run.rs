@@ -145,6 +145,42 @@ pub(crate) async fn volumes_hide_none_of_each_other_and_read_only_ones_are_so_as
 }
 
 /// Images whose program is not root count on both, as every other runtime gives them.
+/// They were unknown: a VPN's or an init's image could not be tried with `run` at all.
+pub(crate) async fn the_flags_of_dockers_users_mean_what_they_say(suite: &Suite) -> Result<()> {
+    let dir = state(suite).join("long-form");
+    fs::create_dir_all(&dir)?;
+    let mount = format!("type=bind,src={},dst=/m,readonly", dir.display());
+    let script = "hostname; nproc; for at in /t /dev/shm; do df -k $at | awk 'END { print $2 }'; done; \
+                  touch /m/x 2>/dev/null || echo read-only; touch /tmp/x; chown 1 /tmp/x 2>/dev/null || echo no chown; \
+                  ip link add d type dummy 2>/dev/null && echo a link";
+    let flags = [
+        "--rm",
+        "--hostname",
+        "nest",
+        "--cpus",
+        "1.5",
+        "--tmpfs",
+        "/t:size=1m",
+        "--shm-size",
+        "3m",
+        "-u",
+        "root",
+    ];
+    let more = ["--mount", &mount, "--cap-add", "net_admin", "--cap-drop", "CHOWN", "-l", "a=b"];
+    let arguments = [&flags[..], &more, &[suite.shell(), "--", script]].concat();
+    let (code, out, err) = finish(suite, &arguments).await?;
+    let expected = "nest\n2\n1024\n3072\nread-only\nno chown\na link\n";
+    ensure!(code == Some(0) && out == expected, "{code:?}: {out:?} {err}");
+
+    let script = "mkdir /own && mount -t tmpfs none /own && echo mounted";
+    let (_, out, err) = finish(suite, &["--privileged", "-u", "root", suite.shell(), "--", script]).await?;
+    ensure!(out == "mounted\n", "{out:?} {err}");
+
+    let (code, out, err) = finish(suite, &["-d", suite.shell(), "--", "true"]).await?;
+    ensure!(code == Some(125) && out.is_empty() && err.contains("systemd-run"), "{code:?}: {out} {err}");
+    Ok(())
+}
+
 pub(crate) async fn programs_need_not_be_root_to_listen_on_low_ports_and_to_ping(
     suite: &Suite,
 ) -> Result<()> {

@@ -122,6 +122,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_run::failures_to_run_have_dockers_exit_codes,
     cli_run::stdin_a_volume_and_the_user_reach_the_command,
     cli_run::volumes_hide_none_of_each_other_and_read_only_ones_are_so_as_a_whole,
+    cli_run::the_flags_of_dockers_users_mean_what_they_say,
     cli_run::programs_need_not_be_root_to_listen_on_low_ports_and_to_ping,
     cli_run::a_signal_reaches_the_command_and_the_third_one_kills_it,
     cli_run::a_run_that_was_killed_is_cleaned_up_by_the_next,
