@@ -58,6 +58,12 @@ enum Command {
         /// Instead: a pod that the build in this installed layout starts and this build goes on with.
         #[arg(long, value_name = "OTHER_LAYOUT")]
         across: Option<PathBuf>,
+        /// As often on libkrun as on QEMU, and not a tenth of that: for hours.
+        #[arg(long)]
+        whole: bool,
+        /// Only the scenarios whose names begin so, such as endurance::streams.
+        #[arg(default_value = "endurance::")]
+        scenarios: String,
     },
     /// Run one command in the virtual KVM node, where /dev/kvm works even if this machine's does not.
     Node(node::Options),
@@ -90,8 +96,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(options) => bench::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Test(options) => test::run(&options),
-        Command::Soak { backend, across } => {
-            test::e2e::soak(backend, across.as_deref())?;
+        Command::Soak { backend, across, whole, scenarios } => {
+            let long = if whole { "whole" } else { "1" };
+            test::e2e::soak(backend, across.as_deref(), &scenarios, long)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Node(options) => {

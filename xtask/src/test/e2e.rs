@@ -28,13 +28,15 @@ pub(super) fn libkrun(context: &Context<'_>) -> Result<Done> {
     on_libkrun(&context.end_to_end, &[], &[], NODE_LIMIT)
 }
 
+const SOAK_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
+
 /// The scenarios that do the same things very often, in their long form; or, with the layout of another build, the one in
 /// which this build goes on with a pod of that one's.
-pub(crate) fn soak(backend: Backend, across: Option<&Path>) -> Result<()> {
+pub(crate) fn soak(backend: Backend, across: Option<&Path>, scenarios: &str, long: &str) -> Result<()> {
     packages::ensure(packages::Set::Test)?;
     let programs = Programs::default();
     let (only, environment) = match across {
-        None => (["endurance::"], [("A3S_BOX_SOAK", "1".to_owned())]),
+        None => ([scenarios], [("A3S_BOX_SOAK", long.to_owned())]),
         Some(other) => {
             let other = other.canonicalize().with_context(|| format!("no layout at {}", other.display()))?;
             (["across::"], [("A3S_BOX_OTHER_DIST", other.to_string_lossy().into_owned())])
@@ -42,7 +44,7 @@ pub(crate) fn soak(backend: Backend, across: Option<&Path>) -> Result<()> {
     };
     let done = match backend {
         Backend::Qemu => on_qemu(&programs, &only, &environment)?,
-        Backend::Libkrun => on_libkrun(&programs, &only, &environment, 3 * NODE_LIMIT)?,
+        Backend::Libkrun => on_libkrun(&programs, &only, &environment, SOAK_LIMIT)?,
     };
     match done {
         Done::Passed(words) | Done::Skipped(words) => ui::note(&words),

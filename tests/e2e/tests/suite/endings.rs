@@ -154,6 +154,9 @@ pub(crate) async fn every_order(suite: &Suite, rounds: u32) -> Result<()> {
         log(suite, &mut client, &id, &config, round)
             .await
             .with_context(|| format!("log of round {round}"))?;
+        if (round + 1) % 10 == 0 {
+            println!("{} rounds", round + 1);
+        }
     }
     client.remove_pod(&id).await?;
     println!("{rounds} rounds of {BYTES} bytes through execs, ports and logs");
