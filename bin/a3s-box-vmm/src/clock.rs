@@ -21,8 +21,8 @@ const STACK: usize = 64 * 1024;
 /// After an error that may pass, such as having no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// So long the counter is watched at least: 5 millionths are then the error.
-const WATCHED: Duration = Duration::from_millis(20);
+/// So long the counter is watched at least: 20 millionths are then the error. What comes before a guest's start takes as long.
+const WATCHED: Duration = Duration::from_millis(5);
 
 /// A reading that something came between is taken anew.
 const READINGS: usize = 9;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use a3s_box_vmm::launch::{Accel, LaunchSpec, QemuSpec, jail, socket_name};
+use a3s_box_vmm::launch::{LaunchSpec, QemuSpec, jail, socket_name};
 use a3s_box_vmm::qemu::args::{self, Inherited};
 use a3s_box_vmm::{BoxPlan, cmdline};
 use anyhow::Context;
@@ -20,7 +20,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use crate::clock::{self, Reading};
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{file_server, logs, privileges, speed, vsock};
+use crate::{file_server, logs, privileges, vsock};
 
 /// A helper ended while QEMU did not.
 const HELPER_ENDED: u8 = 72;
@@ -42,11 +42,7 @@ pub(crate) fn run(
     let helpers =
         [("the file server", serve_files(opened.requests)?), ("the vsock device", vsock(plan, qemu)?)];
     clock::serve_time()?;
-    let counter_khz = match qemu.accel {
-        Accel::Kvm => speed::counter_khz(),
-        Accel::Tcg => counter.speed_since(),
-    };
-    let cmdline = cmdline::compose(plan, &spec.hypervisor, counter_khz);
+    let cmdline = cmdline::compose(plan, &spec.hypervisor, counter.speed_since());
     let mut emulator = emulator(plan, qemu, &cmdline, opened.console, opened.scratch, opened.taps)?;
     privileges::drop_capabilities()?;
     logs::keep_short(opened.logs)?;

@@ -35,12 +35,6 @@ pub(crate) fn measure() -> anyhow::Result<u128> {
     }
 }
 
-/// How fast KVM takes the processor's counter to be, which is also the guest's: kHz. None of a KVM that does not say.
-pub(crate) fn counter_khz() -> Option<u32> {
-    let vm = Kvm::new().ok()?.create_vm().ok()?;
-    vm.create_vcpu(0).ok()?.get_tsc_khz().ok()
-}
-
 /// 32-bit code on flat segments, without paging.
 fn prepare(vcpu: &VcpuFd) -> anyhow::Result<()> {
     let mut system = vcpu.get_sregs().context("read the system registers")?;

@@ -35,9 +35,10 @@ use msb_krun_vmm::vmm_config::fs::CustomFsDeviceConfig;
 use msb_krun_vmm::vmm_config::machine_config::VmConfig;
 use msb_krun_vmm::vmm_config::vsock::VsockDeviceConfig;
 
+use crate::clock::Reading;
 use crate::jail::Opened;
 use crate::status::Status;
-use crate::{clock, counts, logs, panics, privileges, speed};
+use crate::{clock, counts, logs, panics, privileges};
 use slot::Slot;
 
 const VSOCK: Slot = Slot { kind: vsock::TYPE_VSOCK, id: "vsock" };
@@ -48,13 +49,14 @@ const NO_EXIT_CODE: i32 = i32::MAX;
 
 /// Builds the VM and enters it. On success the process ends with the guest.
 pub(crate) fn run(spec: &LaunchSpec, opened: Opened, status: &Status) -> anyhow::Result<ExitCode> {
+    let counter = Reading::now();
     privileges::keep_capabilities(privileges::FILE_SERVER)?;
     privileges::filter_system_calls()?;
     logs::keep_short(opened.logs)?;
     // Warnings come with every frame that a tap refuses.
     logs::of_library("libkrun", LevelFilter::Error);
     panics::end_the_process();
-    let mut resources = machine(spec)?;
+    let mut resources = machine(spec, counter.speed_since())?;
     console(&mut resources, opened.console)?;
     share(&mut resources, counts::map(&opened.requests)?)?;
     if !spec.trial {
@@ -85,7 +87,7 @@ fn give_back_what_building_took() {
 }
 
 /// Processors, memory and kernel.
-fn machine(spec: &LaunchSpec) -> anyhow::Result<VmResources> {
+fn machine(spec: &LaunchSpec, counter_khz: Option<u32>) -> anyhow::Result<VmResources> {
     let plan = &spec.plan;
     let mut resources = VmResources::default();
     let size = VmConfig {
@@ -104,7 +106,7 @@ fn machine(spec: &LaunchSpec) -> anyhow::Result<VmResources> {
         format: KernelFormat::Elf,
         initramfs_path: Some(PathBuf::from(jail::INITRAMFS)),
         initramfs_size,
-        cmdline: Some(cmdline::compose(plan, &spec.hypervisor, speed::counter_khz())),
+        cmdline: Some(cmdline::compose(plan, &spec.hypervisor, counter_khz)),
     });
     resources.enable_rng = true;
     resources.disable_implicit_console = true;
