@@ -4,6 +4,7 @@ pub mod mounts;
 
 use std::convert::Infallible;
 use std::io;
+use std::time::Duration;
 
 use a3s_box_protocol::framing::{FramingError, write_message};
 use a3s_box_protocol::proto::agent_server::AgentServer;
@@ -11,6 +12,8 @@ use a3s_box_protocol::proto::{BootStage, Ready};
 use a3s_box_protocol::{PROTOCOL, READY_PORT, RPC_PORT, STREAM_PORT};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
+use tokio::sync::SetOnce;
+use tokio::time::timeout;
 use tokio_vsock::VsockListener;
 
 use crate::reaper::Reaper;
@@ -23,6 +26,9 @@ use mounts::MountError;
 
 /// No message of the host is larger: a command line may have 1 MiB, an environment 10,000 entries.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// The longest that calls wait for a first look at the host's clock.
+const CLOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why the box does not come up.
 #[derive(Debug, Error)]
@@ -98,17 +104,22 @@ async fn serve(mut stages: Stages) -> Result<(), BootError> {
     let calls = vsock::listen(RPC_PORT).map_err(step("listen for calls on vsock"))?;
     let stdio = vsock::listen(STREAM_PORT).map_err(step("listen for streams on vsock"))?;
     stages.mark("agent");
-    announce(stages).await?;
-    let service = AgentServer::new(Service::new(table.clone()))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
-    let server =
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections(calls));
+    let clock_set = SetOnce::new();
+    let answer = async {
+        announce(stages).await?;
+        // Calls start programs, which shall find the host's time. A host that does not tell it in time is not waited for.
+        let _ = timeout(CLOCK_LIMIT, clock_set.wait()).await;
+        let service = AgentServer::new(Service::new(table.clone()))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let server = tonic::transport::Server::builder().add_service(service);
+        server.serve_with_incoming(connections(calls)).await.map_err(BootError::Serve)
+    };
     // None of these ends in a healthy box.
     tokio::select! {
-        served = server => served.map_err(BootError::Serve),
-        never = accept_streams(stdio, table) => match never {},
-        never = clock::follow() => match never {},
+        answered = answer => answered,
+        never = accept_streams(stdio, table.clone()) => match never {},
+        never = clock::follow(&clock_set) => match never {},
         reaped = reaper.run() => reaped.map_err(step("reap processes")),
     }
 }

@@ -152,7 +152,7 @@ pub(crate) async fn the_flags_of_dockers_users_mean_what_they_say(suite: &Suite)
     let mount = format!("type=bind,src={},dst=/m,readonly", dir.display());
     let script = "hostname; nproc; for at in /t /dev/shm; do df -k $at | awk 'END { print $2 }'; done; \
                   touch /m/x 2>/dev/null || echo read-only; touch /tmp/x; chown 1 /tmp/x 2>/dev/null || echo no chown; \
-                  ip link add d type dummy 2>/dev/null && echo a link";
+                  ip link set lo mtu 1400 && echo mtu";
     let flags = [
         "--rm",
         "--hostname",
@@ -169,7 +169,7 @@ pub(crate) async fn the_flags_of_dockers_users_mean_what_they_say(suite: &Suite)
     let more = ["--mount", &mount, "--cap-add", "net_admin", "--cap-drop", "CHOWN", "-l", "a=b"];
     let arguments = [&flags[..], &more, &[suite.shell(), "--", script]].concat();
     let (code, out, err) = finish(suite, &arguments).await?;
-    let expected = "nest\n2\n1024\n3072\nread-only\nno chown\na link\n";
+    let expected = "nest\n2\n1024\n3072\nread-only\nno chown\nmtu\n";
     ensure!(code == Some(0) && out == expected, "{code:?}: {out:?} {err}");
 
     let script = "mkdir /own && mount -t tmpfs none /own && echo mounted";
