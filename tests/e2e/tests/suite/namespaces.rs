@@ -10,7 +10,7 @@ use a3s_box_cri::proto::{
 use anyhow::{Context, Result, ensure};
 use tonic::Code;
 
-use crate::suite::{Suite, launch};
+use crate::suite::{Suite, launch, logged};
 
 /// What kubelet gives its first pod with `hostUsers: false`.
 fn mapping() -> Vec<IdMapping> {
@@ -101,6 +101,8 @@ pub(crate) async fn a_pods_root_is_nobody_outside_of_it(suite: &Suite) -> Result
     };
     let terminal = launch(&mut client, &pod, terminal, &config).await?;
     crate::suite::exit_code(&client, &terminal).await?;
+    // Its log may be written a moment after its end.
+    logged(&config, "tty", "out\r").await?;
     let lines: Vec<String> =
         crate::suite::log_lines(&config, "tty")?.into_iter().map(|line| line.2).collect();
     let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
