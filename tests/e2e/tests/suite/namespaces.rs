@@ -95,13 +95,12 @@ pub(crate) async fn a_pods_root_is_nobody_outside_of_it(suite: &Suite) -> Result
     let error = client.create(&pod, other, &config).await.err().context("other users than the pod's")?;
     ensure!(error.code() == Code::InvalidArgument && error.message().contains("userns_options"), "{error}");
 
-    let terminal = ContainerConfig {
-        tty: true,
-        ..confined(suite.script("tty", "tty; stat -c %u $(tty); echo out > /dev/stdout"), user(1000))
-    };
+    // The kernel hangs a terminal up when the first process of its session ends, and throws away what has not come through by
+    // then: on a busy machine that can be the last lines.
+    let script = "tty; stat -c %u $(tty); echo out > /dev/stdout; sleep 1";
+    let terminal = ContainerConfig { tty: true, ..confined(suite.script("tty", script), user(1000)) };
     let terminal = launch(&mut client, &pod, terminal, &config).await?;
     crate::suite::exit_code(&client, &terminal).await?;
-    // Its log may be written a moment after its end.
     logged(&config, "tty", "out\r").await?;
     let lines: Vec<String> =
         crate::suite::log_lines(&config, "tty")?.into_iter().map(|line| line.2).collect();
