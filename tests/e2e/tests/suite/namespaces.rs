@@ -101,7 +101,7 @@ pub(crate) async fn a_pods_root_is_nobody_outside_of_it(suite: &Suite) -> Result
     let terminal = ContainerConfig { tty: true, ..confined(suite.script("tty", script), user(1000)) };
     let terminal = launch(&mut client, &pod, terminal, &config).await?;
     crate::suite::exit_code(&client, &terminal).await?;
-    logged(&config, "tty", "out\r").await?;
+    logged(&config, "tty", "out").await?;
     let lines: Vec<String> =
         crate::suite::log_lines(&config, "tty")?.into_iter().map(|line| line.2).collect();
     let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
