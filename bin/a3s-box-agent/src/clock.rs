@@ -61,29 +61,22 @@ enum Correction {
 
 /// Follows for ever. `set` is told when the clock has been looked after for the first time, or cannot be.
 pub async fn follow(set: &SetOnce<()>) -> Infallible {
-    // Nothing runs yet that could mind.
-    let mut first = true;
     loop {
         let failed = match vsock::dial(TIME_PORT).await {
-            Ok(mut host) => follow_over(&mut host, &mut first, set).await,
+            Ok(mut host) => follow_over(&mut host, set).await,
             Err(error) => error,
         };
-        if first {
+        if !set.initialized() {
             say!("the host does not tell the time: {failed}");
         }
         // Without the host it runs as fast as it does by itself.
         let _ = correct(Correction::Slew(0));
-        first = false;
         let _ = set.set(());
         sleep(AGAIN).await;
     }
 }
 
-async fn follow_over<S: AsyncRead + AsyncWrite + Unpin>(
-    host: &mut S,
-    first: &mut bool,
-    set: &SetOnce<()>,
-) -> io::Error {
+async fn follow_over<S: AsyncRead + AsyncWrite + Unpin>(host: &mut S, set: &SetOnce<()>) -> io::Error {
     loop {
         let measured = match measure(host).await {
             Ok(measured) => measured,
@@ -91,10 +84,11 @@ async fn follow_over<S: AsyncRead + AsyncWrite + Unpin>(
         };
         let soon = counts_ticks() || measured.error > ROUGH;
         let pause = if soon { TICKING } else { STEADY };
-        if let Err(error) = correct(decide(measured, pause, *first)) {
+        // Until the first look is told nothing runs that could mind.
+        let first = !set.initialized();
+        if let Err(error) = correct(decide(measured, pause, first)) {
             return error;
         }
-        *first = false;
         let _ = set.set(());
         sleep(pause).await;
     }
