@@ -15,9 +15,9 @@ use a3s_box_host::config::parse_duration;
 
 use crate::daemon::DaemonCommand;
 use crate::habits::Habits;
-use crate::mounts::{Mount, parse_bytes};
+use crate::mounts::Mount;
 use crate::publish::Publish;
-use crate::size::{Cpus, parse_memory_mib, parse_vcpus};
+use crate::size::{Cpus, parse_bytes, parse_memory_mib, parse_vcpus};
 
 /// Pods and commands in microVMs.
 #[derive(Debug, Parser)]

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use a3s_box_core::spec::{MountSource, MountSpec};
-use a3s_box_host::config::parse_size;
 use anyhow::Context;
+
+use crate::size::parse_bytes;
 
 /// What is mounted, where and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Mount {
                 ("ro", "") => mount.readonly = true,
                 ("exec", "") => executable = true,
                 ("rw" | "noexec" | "nosuid" | "nodev", "") => {}
-                ("size", size) => mount.source = Source::Memory(bytes(size)?),
+                ("size", size) => mount.source = Source::Memory(parse_bytes(size)?),
                 _ => return Err(format!("{text:?}: {option:?} is none of size=SIZE, ro, rw and exec")),
             }
         }
@@ -80,7 +81,7 @@ impl Mount {
                 ("target" | "destination" | "dst", given) => target = Some(given),
                 ("readonly" | "ro", "" | "true" | "1") => readonly = true,
                 ("readonly" | "ro", "false" | "0") => readonly = false,
-                ("tmpfs-size", given) => size = bytes(given)?,
+                ("tmpfs-size", given) => size = parse_bytes(given)?,
                 _ => {
                     return Err(format!(
                         "{text:?}: {word:?} is none of type, source, target, readonly and tmpfs-size"
@@ -140,18 +141,6 @@ impl Mount {
         };
         format!("cannot use the volume source {path}{hint}")
     }
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    match parse_size(text).or_else(|| text.parse().ok()) {
-        Some(size) if size > 0 => Ok(size),
-        Some(_) | None => Err(format!("{text:?} is not a size such as 64M")),
-    }
-}
-
-/// Reads the size of `--shm-size`.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    bytes(text)
 }
 
 #[cfg(test)]

@@ -6,6 +6,14 @@ use a3s_box_host::config::parse_size;
 const LEAST_MIB: u64 = 128;
 const MOST_MIB: u64 = 1 << 20;
 
+/// `64M`, `4096`: bytes, at least one.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Some(size) if size > 0 => Ok(size),
+        Some(_) | None => Err(format!("{text:?} is not a size such as 64M")),
+    }
+}
+
 /// `512M`, `2G`: whole MiB, at least what a guest needs to boot.
 pub(crate) fn parse_memory_mib(text: &str) -> Result<u32, String> {
     // Docker's users write a bare number of bytes; nobody means 512 of them.
