@@ -16,6 +16,7 @@ macro_rules! say {
 pub mod boot;
 pub mod clock;
 pub mod control;
+pub mod forget;
 pub mod netlink;
 pub mod paths;
 pub mod power;

@@ -6,6 +6,7 @@
 mod clock;
 mod counts;
 mod file_server;
+mod inherited;
 mod jail;
 mod krun;
 mod logs;
@@ -13,6 +14,7 @@ mod outer;
 mod panics;
 mod privileges;
 mod qemu;
+mod share;
 mod speed;
 mod status;
 mod tap;
@@ -33,7 +35,7 @@ use crate::status::Status;
 /// A step of setting up failed. Guests that power off end the process with 0.
 const SETUP_FAILED: u8 = 71;
 
-const USAGE: &str = "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users | file-server | vsock PORT=FD… (started by a3s-box itself)";
+const USAGE: &str = "usage: a3s-box-vmm run PLAN | kvm-speed | hold-users | file-server FD | vsock PORT=FD… (started by a3s-box itself)";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
         [verb] if verb == "kvm-speed" => print_speed(),
         [verb] if verb == "hold-users" => hold_users(),
         [verb, ports @ ..] if verb == vsock::ROLE => vsock::run(ports),
-        [verb] if verb == file_server::ROLE => file_server::run(),
+        [verb, agent] if verb == file_server::ROLE => file_server::run(agent),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)

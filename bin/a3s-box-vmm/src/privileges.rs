@@ -47,22 +47,19 @@ pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
 /// Installs the filter for this thread and all that come from it.
 pub(crate) fn filter_system_calls() -> anyhow::Result<()> {
     set_no_new_privs(true).context("give up gaining privileges")?;
-    let filters = [(denied()?, libc::EPERM), (absent()?, libc::ENOSYS)];
-    for (rules, errno) in filters {
-        let arch = std::env::consts::ARCH.try_into().context("know this processor's system calls")?;
-        let refuse = SeccompAction::Errno(errno as u32);
-        let filter =
-            SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).context("build the filter")?;
-        let program: BpfProgram = filter.try_into().context("compile the filter")?;
-        seccompiler::apply_filter(&program).context("install the filter")?;
-    }
-    Ok(())
+    let arch = std::env::consts::ARCH.try_into().context("know this processor's system calls")?;
+    // One filter and so one errno. It is the one of a kernel without the call: the C library then falls back where it can.
+    let refuse = SeccompAction::Errno(libc::ENOSYS as u32);
+    let filter =
+        SeccompFilter::new(refused()?, SeccompAction::Allow, refuse, arch).context("build the filter")?;
+    let program: BpfProgram = filter.try_into().context("compile the filter")?;
+    seccompiler::apply_filter(&program).context("install the filter")
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Calls that are refused with EPERM.
-fn denied() -> anyhow::Result<Rules> {
+/// Calls that are refused.
+fn refused() -> anyhow::Result<Rules> {
     let always = [
         libc::SYS_mount,
         libc::SYS_umount2,
@@ -118,6 +115,12 @@ fn denied() -> anyhow::Result<Rules> {
         libc::SYS_ioperm,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_modify_ldt,
+        // Its flags lie in memory, where a filter cannot see them.
+        libc::SYS_clone3,
+        // Its operations are no system calls at all.
+        libc::SYS_io_uring_setup,
+        libc::SYS_io_uring_enter,
+        libc::SYS_io_uring_register,
     ];
     let mut rules: Rules = always.into_iter().map(|call| (call, Vec::new())).collect();
     // Threads and plain unsharing (the file server's threads have their own umask) stay possible.
@@ -128,14 +131,6 @@ fn denied() -> anyhow::Result<Rules> {
         );
     }
     Ok(rules)
-}
-
-/// Calls that are refused as a kernel without them would: the C library falls back. The flags of clone3 lie in
-/// memory, where a filter cannot see them; io_uring's operations are no system calls at all.
-fn absent() -> anyhow::Result<Rules> {
-    let calls =
-        [libc::SYS_clone3, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
-    Ok(calls.into_iter().map(|call| (call, Vec::new())).collect())
 }
 
 const NAMESPACES: [libc::c_int; 7] = [

@@ -19,6 +19,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::clock::{self, Reading};
 use crate::jail::Opened;
+use crate::share::room;
 use crate::status::Status;
 use crate::{file_server, logs, privileges, vsock};
 
@@ -54,10 +55,13 @@ pub(crate) fn run(
 fn serve_files(requests: File) -> anyhow::Result<Child> {
     let listener = UnixListener::bind(args::FS_SOCKET).context("listen for QEMU's file system")?;
     open_to_qemu(args::FS_SOCKET)?;
+    let agent = room::listen()?;
+    inherit(&agent)?;
     // The program itself has no path in the jail.
     let mut command = command(Path::new("/proc/self/exe"));
-    command.arg0("a3s-box-vmm").arg(file_server::ROLE);
+    command.arg0("a3s-box-vmm").arg(file_server::ROLE).arg(agent.as_raw_fd().to_string());
     command.stdin(OwnedFd::from(listener)).stdout(requests);
+    // The socket is closed here when it has been passed on: QEMU inherits what is open.
     command.spawn().context("start the file server")
 }
 

@@ -5,9 +5,9 @@
 //! owns the device and the two queues. Whatever goes wrong in either ends the process, and with it the box: a guest whose
 //! device has stopped could only hang.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ use vhost_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vhost_user_backend::VhostUserDaemon;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::panics;
+use crate::{inherited, panics};
 
 mod backend;
 mod queues;
@@ -85,21 +85,11 @@ fn listeners(arguments: &[OsString]) -> anyhow::Result<Vec<(u32, UnixListener)>>
     let mut one = |argument: &OsString| {
         let words = argument.to_str().and_then(|text| text.split_once('='));
         let Some((port, descriptor)) = words else { bail!("{argument:?} is not PORT=DESCRIPTOR") };
-        let descriptor: RawFd = descriptor.parse().with_context(|| format!("read {argument:?}"))?;
-        ensure!(
-            descriptor > 2 && !taken.contains(&descriptor),
-            "{argument:?} names no descriptor of its own"
-        );
+        let descriptor = inherited::number(OsStr::new(descriptor))?;
+        ensure!(!taken.contains(&descriptor), "{argument:?} names another one's descriptor");
         taken.push(descriptor);
         let port = port.parse().with_context(|| format!("read {argument:?}"))?;
-        Ok((port, UnixListener::from(inherited(descriptor))))
+        Ok((port, UnixListener::from(inherited::descriptor(descriptor))))
     };
     arguments.iter().map(&mut one).collect()
-}
-
-#[allow(unsafe_code)]
-fn inherited(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: whoever started this process opened it for this process alone, nothing here has opened another one yet, and
-    // the caller takes each number once.
-    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

@@ -32,6 +32,16 @@ pub const STREAM_PORT: u32 = 1026;
 /// a big-endian u64, the nanoseconds since the epoch.
 pub const TIME_PORT: u32 = 1027;
 
+/// The host listens here, for as long as the box lives, and sends a byte whenever the guest's kernel shall forget files of the
+/// share: [`FORGET_NAMES`] or [`FORGET_CONTENTS`].
+pub const FORGET_PORT: u32 = 1028;
+
+/// Names and inodes that nobody uses.
+pub const FORGET_NAMES: u8 = 1;
+
+/// What is cached of files' contents too, which otherwise keeps their inodes.
+pub const FORGET_CONTENTS: u8 = 2;
+
 /// Agent images listen here (`vsock://3:4088`).
 pub const AGENT_IMAGE_PORT: u32 = 4088;
 

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use a3s_box_core::BoxId;
 use a3s_box_core::spec::UserNamespace;
-use a3s_box_protocol::{READY_PORT, RPC_PORT, STREAM_PORT, TIME_PORT};
+use a3s_box_protocol::{FORGET_PORT, READY_PORT, RPC_PORT, STREAM_PORT, TIME_PORT};
 
 use crate::error::{AttachError, ConnectError, LaunchError, MachineError};
 use crate::words::GuestFault;
@@ -57,8 +57,8 @@ pub struct BoxPlan {
     pub guest_ports: Vec<u32>,
 }
 
-/// The ports of the host that the guest dials: for Ready, and for questions of time.
-pub const GUEST_DIALS: [u32; 2] = [READY_PORT, TIME_PORT];
+/// The ports of the host that the guest dials: for Ready, for questions of time, and to be told what to forget.
+pub const GUEST_DIALS: [u32; 3] = [READY_PORT, TIME_PORT, FORGET_PORT];
 
 impl BoxPlan {
     /// The ports of the guest that the host may dial: on each of them a socket of the box is listened on.

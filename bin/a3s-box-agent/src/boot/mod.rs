@@ -21,7 +21,7 @@ use crate::rpc::Service;
 use crate::session::cgroup;
 use crate::session::table::Table;
 use crate::vsock::{self, Capped};
-use crate::{clock, netlink, streams};
+use crate::{clock, forget, netlink, streams};
 use mounts::MountError;
 
 /// No message of the host is larger: a command line may have 1 MiB, an environment 10,000 entries.
@@ -120,6 +120,7 @@ async fn serve(mut stages: Stages) -> Result<(), BootError> {
         answered = answer => answered,
         never = accept_streams(stdio, table.clone()) => match never {},
         never = clock::follow(&clock_set) => match never {},
+        never = forget::when_asked() => match never {},
         reaped = reaper.run() => reaped.map_err(step("reap processes")),
     }
 }

@@ -5,12 +5,14 @@
 //! QEMU ─── socket ─────────────────▶
 //! ```
 //!
-//! [`Share`] is ours and sees every request. What a box wants of its share beyond the library's ways belongs there.
+//! [`Share`] is ours and sees every request. What a box wants of its share beyond the library's ways belongs there, and in
+//! [`crate::share`] where it is the same for both backends.
 
 mod share;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -30,7 +32,8 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 
-use crate::{counts, logs};
+use crate::share::room::Room;
+use crate::{counts, inherited, logs};
 use share::Share;
 
 /// The word that chooses this role.
@@ -44,9 +47,10 @@ const CACHED: Duration = Duration::from_secs(1);
 const RESERVED: u64 = 509 + 101;
 
 /// Serves `/share` of the jail until QEMU hangs up. Standard input is the socket that QEMU connects to, standard output the
-/// file with the counts; standard error is the box's log.
-pub(crate) fn run() -> ExitCode {
-    match serve() {
+/// file with the counts; standard error is the box's log. `agent` is the number of the socket on which the guest's agent
+/// wants to hear of files to forget.
+pub(crate) fn run(agent: &OsStr) -> ExitCode {
+    match serve(agent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("a3s-box-vmm: file server: {error:#}");
@@ -55,19 +59,21 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn serve() -> anyhow::Result<()> {
+fn serve(agent: &OsStr) -> anyhow::Result<()> {
     logs::of_library("file server", LevelFilter::Warn);
     // It is started as /proc/self/exe, which is no name.
     rustix::thread::set_name(c"file-server").context("name the process")?;
     let listener = io::stdin().as_fd().try_clone_to_owned().context("take the socket")?;
+    let agent = UnixListener::from(inherited::descriptor(inherited::number(agent)?));
     let requests = counts::map(&File::from(io::stdout().as_fd().try_clone_to_owned()?))?;
     // Whatever prints does it to the log.
     nix::unistd::dup2_stdout(io::stderr()).context("point standard output at the log")?;
     let config = config();
+    let room = Room::new(config.guest_fd_limit, Some(agent)).context("watch for the guest's agent")?;
     // From here on only what serving files takes is allowed: another call of the system's ends the process.
     enable_seccomp(SeccompAction::Kill, false).context("install the library's filter")?;
     let files = PassthroughFs::new(config).context("prepare the share")?;
-    let share = Share::new(files, requests);
+    let share = Share::new(files, requests, room);
     let backend = VhostUserFsBackendBuilder::default().build(share).map_err(|error| anyhow!("{error}"))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new(ROLE.to_owned(), Arc::new(backend), memory)

@@ -1,7 +1,7 @@
 //! The share as a guest may use it: the library's file system, behind what is this project's own to say.
 //!
-//! Today that is two things: names that are paths are refused, and requests are counted. The guest sees the library's answers
-//! otherwise.
+//! Names that are paths are refused, requests are counted, files that the guest knows take room, and `trusted.` attributes
+//! lie under names of ours. The guest sees the library's answers otherwise.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -19,15 +19,19 @@ use virtiofsd::filesystem::{
 };
 use virtiofsd::fuse;
 
+use crate::share::attributes::{self, LONGEST_LIST, List};
+use crate::share::room::Room;
+
 /// A file system that serves a guest.
 pub(super) struct Share<F> {
     files: F,
     requests: &'static Requests,
+    room: Room,
 }
 
 impl<F> Share<F> {
-    pub(super) fn new(files: F, requests: &'static Requests) -> Self {
-        Self { files, requests }
+    pub(super) fn new(files: F, requests: &'static Requests, room: Room) -> Self {
+        Self { files, requests, room }
     }
 
     fn count(&self, kind: Kind) -> &F {
@@ -45,6 +49,33 @@ impl<F> Share<F> {
             true => Ok(files),
             false => Err(io::Error::from_raw_os_error(libc::EINVAL)),
         }
+    }
+}
+
+impl<F: FileSystem> Share<F> {
+    /// A file that the guest is about to be told of.
+    fn told(&self, ctx: Context, entry: Entry) -> io::Result<Entry> {
+        match self.room.learn(entry.inode) {
+            Ok(()) => Ok(entry),
+            Err(full) => {
+                self.files.forget(ctx, entry.inode.into(), 1);
+                Err(full)
+            }
+        }
+    }
+
+    /// Opens something, if there is room for it; `handle` finds its handle in the answer.
+    fn opened<T>(
+        &self,
+        open: impl FnOnce() -> io::Result<T>,
+        handle: impl FnOnce(&T) -> bool,
+    ) -> io::Result<T> {
+        self.room.open()?;
+        let answer = open();
+        if !answer.as_ref().is_ok_and(handle) {
+            self.room.close();
+        }
+        answer
     }
 }
 
@@ -93,7 +124,7 @@ impl<I> Drop for Listing<I> {
 }
 
 #[allow(clippy::too_many_arguments)]
-impl<F: FileSystem> FileSystem for Share<F> {
+impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
     type Inode = F::Inode;
     type Handle = F::Handle;
     type DirIter = Listing<F::DirIter>;
@@ -104,18 +135,24 @@ impl<F: FileSystem> FileSystem for Share<F> {
 
     fn destroy(&self) {
         self.count(Kind::Destroy).destroy();
+        self.room.clear();
     }
 
     fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry> {
-        self.named(Kind::Lookup, &[name])?.lookup(ctx, parent, name)
+        let entry = self.named(Kind::Lookup, &[name])?.lookup(ctx, parent, name)?;
+        self.told(ctx, entry)
     }
 
     fn forget(&self, ctx: Context, inode: Self::Inode, count: u64) {
         self.count(Kind::Forget).forget(ctx, inode, count);
+        self.room.forget(inode.into(), count);
     }
 
     fn batch_forget(&self, ctx: Context, requests: Vec<(Self::Inode, u64)>) {
+        let forgotten: Vec<(u64, u64)> =
+            requests.iter().map(|(inode, count)| ((*inode).into(), *count)).collect();
         self.count(Kind::BatchForget).batch_forget(ctx, requests);
+        forgotten.into_iter().for_each(|(inode, count)| self.room.forget(inode, count));
     }
 
     fn getattr(
@@ -151,7 +188,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        self.named(Kind::Symlink, &[name])?.symlink(ctx, linkname, parent, name, extensions)
+        let entry = self.named(Kind::Symlink, &[name])?.symlink(ctx, linkname, parent, name, extensions)?;
+        self.told(ctx, entry)
     }
 
     fn mknod(
@@ -164,7 +202,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        self.named(Kind::Mknod, &[name])?.mknod(ctx, inode, name, mode, rdev, umask, extensions)
+        let files = self.named(Kind::Mknod, &[name])?;
+        self.told(ctx, files.mknod(ctx, inode, name, mode, rdev, umask, extensions)?)
     }
 
     fn mkdir(
@@ -176,7 +215,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        self.named(Kind::Mkdir, &[name])?.mkdir(ctx, parent, name, mode, umask, extensions)
+        let entry = self.named(Kind::Mkdir, &[name])?.mkdir(ctx, parent, name, mode, umask, extensions)?;
+        self.told(ctx, entry)
     }
 
     fn unlink(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()> {
@@ -206,7 +246,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         newparent: Self::Inode,
         newname: &CStr,
     ) -> io::Result<Entry> {
-        self.named(Kind::Link, &[newname])?.link(ctx, inode, newparent, newname)
+        let entry = self.named(Kind::Link, &[newname])?.link(ctx, inode, newparent, newname)?;
+        self.told(ctx, entry)
     }
 
     fn open(
@@ -216,7 +257,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
-        self.count(Kind::Open).open(ctx, inode, kill_priv, flags)
+        let files = self.count(Kind::Open);
+        self.opened(|| files.open(ctx, inode, kill_priv, flags), |(handle, _)| handle.is_some())
     }
 
     fn create(
@@ -231,7 +273,19 @@ impl<F: FileSystem> FileSystem for Share<F> {
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)> {
         let files = self.named(Kind::Create, &[name])?;
-        files.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)
+        let create = || files.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions);
+        let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
+        let inode = entry.inode;
+        match self.told(ctx, entry) {
+            Ok(entry) => Ok((entry, handle, options)),
+            Err(full) => {
+                if let Some(handle) = handle {
+                    self.room.close();
+                    let _ = files.release(ctx, inode.into(), flags, handle, false, false, None);
+                }
+                Err(full)
+            }
+        }
     }
 
     fn read<W: ZeroCopyWriter>(
@@ -307,7 +361,10 @@ impl<F: FileSystem> FileSystem for Share<F> {
         flock_release: bool,
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
-        self.count(Kind::Release).release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
+        let files = self.count(Kind::Release);
+        files.release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
+        self.room.close();
+        Ok(())
     }
 
     fn statfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<libc::statvfs64> {
@@ -323,7 +380,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         flags: u32,
         extra_flags: SetxattrFlags,
     ) -> io::Result<()> {
-        self.count(Kind::Setxattr).setxattr(ctx, inode, name, value, flags, extra_flags)
+        let files = self.count(Kind::Setxattr);
+        files.setxattr(ctx, inode, &attributes::on_host(name, libc::EPERM)?, value, flags, extra_flags)
     }
 
     fn getxattr(
@@ -333,15 +391,23 @@ impl<F: FileSystem> FileSystem for Share<F> {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
-        self.count(Kind::Getxattr).getxattr(ctx, inode, name, size)
+        let files = self.count(Kind::Getxattr);
+        files.getxattr(ctx, inode, &attributes::on_host(name, libc::ENODATA)?, size)
     }
 
     fn listxattr(&self, ctx: Context, inode: Self::Inode, size: u32) -> io::Result<ListxattrReply> {
-        self.count(Kind::Listxattr).listxattr(ctx, inode, size)
+        match self.count(Kind::Listxattr).listxattr(ctx, inode, LONGEST_LIST)? {
+            ListxattrReply::Names(host) => Ok(match attributes::list(&host, size)? {
+                List::Names(names) => ListxattrReply::Names(names),
+                List::Length(length) => ListxattrReply::Count(length),
+            }),
+            length => Ok(length),
+        }
     }
 
     fn removexattr(&self, ctx: Context, inode: Self::Inode, name: &CStr) -> io::Result<()> {
-        self.count(Kind::Removexattr).removexattr(ctx, inode, name)
+        let files = self.count(Kind::Removexattr);
+        files.removexattr(ctx, inode, &attributes::on_host(name, libc::EPERM)?)
     }
 
     fn opendir(
@@ -350,7 +416,8 @@ impl<F: FileSystem> FileSystem for Share<F> {
         inode: Self::Inode,
         flags: u32,
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
-        self.count(Kind::Opendir).opendir(ctx, inode, flags)
+        let files = self.count(Kind::Opendir);
+        self.opened(|| files.opendir(ctx, inode, flags), |(handle, _)| handle.is_some())
     }
 
     fn readdir(
@@ -387,7 +454,9 @@ impl<F: FileSystem> FileSystem for Share<F> {
         flags: u32,
         handle: Self::Handle,
     ) -> io::Result<()> {
-        self.count(Kind::Releasedir).releasedir(ctx, inode, flags, handle)
+        self.count(Kind::Releasedir).releasedir(ctx, inode, flags, handle)?;
+        self.room.close();
+        Ok(())
     }
 
     fn access(&self, ctx: Context, inode: Self::Inode, mask: u32) -> io::Result<()> {
@@ -459,7 +528,7 @@ impl<F: FileSystem> FileSystem for Share<F> {
     }
 }
 
-impl<F: SerializableFileSystem> SerializableFileSystem for Share<F> {
+impl<F: FileSystem<Inode: Copy> + SerializableFileSystem> SerializableFileSystem for Share<F> {
     fn prepare_serialization(&self, cancel: Arc<AtomicBool>) {
         self.files.prepare_serialization(cancel);
     }

@@ -4,12 +4,19 @@ use std::ffi::CString;
 use std::path::Path;
 
 use a3s_box_vmm::share_requests::{Kind, Requests};
-use virtiofsd::filesystem::{Context, DirectoryIterator, Extensions, FileSystem, FsOptions, ROOT_ID};
+use virtiofsd::filesystem::{
+    Context, DirectoryIterator, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, ROOT_ID,
+    SetxattrFlags,
+};
 use virtiofsd::passthrough::{Config, InodeFileHandlesMode, PassthroughFs};
 
 use super::share::Share;
+use crate::share::room::Room;
 
 type Files = Share<PassthroughFs>;
+
+/// Descriptors for the guest's files.
+const LIMIT: u64 = 100;
 
 struct Served {
     outside: tempfile::TempDir,
@@ -25,6 +32,7 @@ fn serve() -> Served {
     std::fs::write(root.join("file"), "inside").unwrap();
     std::fs::write(outside.path().join("secret"), "outside").unwrap();
     let config = Config {
+        xattr: true,
         root_dir: root.to_string_lossy().into_owned(),
         inode_file_handles: InodeFileHandlesMode::Never,
         uid_map: Some(Vec::new()),
@@ -32,7 +40,8 @@ fn serve() -> Served {
         ..Config::default()
     };
     let requests: &'static Requests = Box::leak(Box::new(Requests::new()));
-    let share = Share::new(PassthroughFs::new(config).unwrap(), requests);
+    let room = Room::new(LIMIT, None).unwrap();
+    let share = Share::new(PassthroughFs::new(config).unwrap(), requests, room);
     share.init(FsOptions::empty()).unwrap();
     Served { outside, share, requests }
 }
@@ -121,4 +130,77 @@ fn a_listing_is_one_request_and_known_by_its_lookups() {
         [Kind::Opendir, Kind::Readdirplus, Kind::Readdir, Kind::Releasedir, Kind::Lookup, Kind::Forget];
     assert_eq!(counts.map(|kind| counted.of(kind)), [3, 2, 1, 3, 1, 0]);
     assert_eq!(counted.total(), 10);
+}
+
+fn errno<T>(answer: std::io::Result<T>) -> Option<i32> {
+    answer.err().and_then(|error| error.raw_os_error())
+}
+
+#[test]
+fn what_the_guest_knows_takes_room_until_it_forgets() {
+    let Served { outside, share, .. } = serve();
+    let root = outside.path().join("share");
+    let files: Vec<_> = (0..=LIMIT).map(|number| name(&number.to_string())).collect();
+    files.iter().for_each(|file| std::fs::write(root.join(file.to_str().unwrap()), "").unwrap());
+    let known: Vec<_> = files[..LIMIT as usize]
+        .iter()
+        .map(|file| share.lookup(context(), ROOT_ID, file).unwrap().inode)
+        .collect();
+    let more = &files[LIMIT as usize];
+    assert_eq!(errno(share.lookup(context(), ROOT_ID, more)), Some(libc::ENFILE));
+    assert_eq!(errno(share.opendir(context(), ROOT_ID, 0)), Some(libc::ENFILE));
+    let create = |new| {
+        share.create(
+            context(),
+            ROOT_ID,
+            &name(new),
+            0o644,
+            false,
+            libc::O_RDWR as u32,
+            0,
+            Extensions::default(),
+        )
+    };
+    assert_eq!(errno(create("new")), Some(libc::ENFILE));
+    share.batch_forget(context(), known[..2].iter().map(|inode| (*inode, 1)).collect());
+    let (entry, handle, _) = create("new").unwrap();
+    assert_eq!(errno(share.lookup(context(), ROOT_ID, more)), Some(libc::ENFILE));
+    share.release(context(), entry.inode, 0, handle.unwrap(), false, false, None).unwrap();
+    share.lookup(context(), ROOT_ID, more).unwrap();
+    share.destroy();
+    share.init(FsOptions::empty()).unwrap();
+    share.lookup(context(), ROOT_ID, more).unwrap();
+}
+
+// Root in a box keeps there what an overlay knows; others must not be able to write it by its name on the host.
+#[test]
+fn trusted_attributes_are_kept_and_listed_and_have_no_other_name() {
+    let Served { outside, share, .. } = serve();
+    let file = share.lookup(context(), ROOT_ID, &name("file")).unwrap().inode;
+    let set = |key: &str, value: &[u8]| {
+        share.setxattr(context(), file, &name(key), value, 0, SetxattrFlags::empty())
+    };
+    set("trusted.overlay.opaque", b"y").unwrap();
+    set("user.mine", b"x").unwrap();
+    assert_eq!(errno(set("user.a3s-box.trusted.overlay.opaque", b"y")), Some(libc::EPERM));
+    let kept = &mut [0; 8];
+    let path = outside.path().join("share/file");
+    let length = rustix::fs::getxattr(&path, "user.a3s-box.trusted.overlay.opaque", &mut kept[..]).unwrap();
+    assert_eq!(kept[..length], *b"y");
+    let GetxattrReply::Value(value) =
+        share.getxattr(context(), file, &name("trusted.overlay.opaque"), 8).unwrap()
+    else {
+        panic!("a value was asked for")
+    };
+    assert_eq!(value, b"y");
+    let hidden = share.getxattr(context(), file, &name("user.a3s-box.trusted.overlay.opaque"), 8);
+    assert_eq!(errno(hidden.map(drop)), Some(libc::ENODATA));
+    let ListxattrReply::Names(names) = share.listxattr(context(), file, 4096).unwrap() else {
+        panic!("names were asked for")
+    };
+    let mut names: Vec<_> = names.split_inclusive(|byte| *byte == 0).collect();
+    names.sort_unstable();
+    assert_eq!(names, [&b"trusted.overlay.opaque\0"[..], b"user.mine\0"]);
+    share.removexattr(context(), file, &name("trusted.overlay.opaque")).unwrap();
+    assert!(rustix::fs::getxattr(&path, "user.a3s-box.trusted.overlay.opaque", &mut kept[..]).is_err());
 }

@@ -34,15 +34,20 @@ use msb_krun_vmm::vmm_config::external_kernel::{ExternalKernel, KernelFormat};
 use msb_krun_vmm::vmm_config::fs::CustomFsDeviceConfig;
 use msb_krun_vmm::vmm_config::machine_config::VmConfig;
 use msb_krun_vmm::vmm_config::vsock::VsockDeviceConfig;
+use rustix::process::{Resource, getrlimit};
 
 use crate::clock::Reading;
 use crate::jail::Opened;
+use crate::share::room::{self, Room};
 use crate::status::Status;
 use crate::{clock, counts, logs, panics, privileges};
 use slot::Slot;
 
 const VSOCK: Slot = Slot { kind: vsock::TYPE_VSOCK, id: "vsock" };
 const BALLOON: Slot = Slot { kind: balloon::TYPE_BALLOON, id: "virtio_balloon" };
+
+/// Descriptors that are not for files of the share: the machine's own, and one for each connection to the guest.
+const RESERVED: u64 = 512;
 
 /// What the exit code is until the guest or a processor says another.
 const NO_EXIT_CODE: i32 = i32::MAX;
@@ -125,7 +130,10 @@ fn console(resources: &mut VmResources, output: std::fs::File) -> anyhow::Result
 }
 
 fn share(resources: &mut VmResources, requests: &'static Requests) -> anyhow::Result<()> {
-    let backend = share::Share::new(jail::SHARE, requests).context("libkrun: add the share")?;
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = Room::new(descriptors.saturating_sub(RESERVED), Some(room::listen()?));
+    let room = room.context("watch for the guest's agent")?;
+    let backend = share::Share::new(jail::SHARE, requests, room).context("libkrun: add the share")?;
     let backend = Arc::new(backend);
     resources.custom_fs.push(CustomFsDeviceConfig { fs_id: SHARE_TAG.to_owned(), backend, shm_size: None });
     Ok(())

@@ -3,7 +3,8 @@
 //! Every request of the guest passes here first. The layer counts it, refuses names that no Linux client sends (the
 //! server below hands them to the host's kernel as they are, and `..` or `/` would lead out of the share), hides the
 //! program that the server would show in every directory as `init.krun`, and answers no request that acts on
-//! the machine instead of on a file.
+//! the machine instead of on a file. Files that the guest knows take room, and `trusted.` attributes lie under names of ours:
+//! the server knows nothing of either.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -21,6 +22,9 @@ use msb_krun_devices::virtio::fs::filesystem::{
 use msb_krun_devices::virtio::fs::passthrough::{Config, PassthroughFs};
 use msb_krun_devices::virtio::fs::{AddDirEntry, AddDirEntryPlus, DynFileSystem};
 
+use crate::share::attributes::{self, LONGEST_LIST, List};
+use crate::share::room::Room;
+
 /// The name that the server answers with a program of its own, in every directory.
 const HIDDEN: &CStr = c"init.krun";
 /// The same file of the host by a name that the server does not know.
@@ -32,13 +36,39 @@ const HIDDEN_INODE: u64 = 2;
 pub(crate) struct Share {
     server: PassthroughFs,
     requests: &'static Requests,
+    room: Room,
 }
 
 impl Share {
     /// Serves `directory`, which is opened when the guest mounts the share.
-    pub(crate) fn new(directory: &str, requests: &'static Requests) -> io::Result<Self> {
+    pub(crate) fn new(directory: &str, requests: &'static Requests, room: Room) -> io::Result<Self> {
         let config = Config { root_dir: directory.to_owned(), ..Config::default() };
-        Ok(Self { server: PassthroughFs::new(config)?, requests })
+        Ok(Self { server: PassthroughFs::new(config)?, requests, room })
+    }
+
+    /// A file that the guest is about to be told of.
+    fn told(&self, context: Context, entry: Entry) -> io::Result<Entry> {
+        match self.room.learn(entry.inode) {
+            Ok(()) => Ok(entry),
+            Err(full) => {
+                FileSystem::forget(&self.server, context, entry.inode, 1);
+                Err(full)
+            }
+        }
+    }
+
+    /// Opens something, if there is room for it; `handle` finds its handle in the answer.
+    fn opened<T>(
+        &self,
+        open: impl FnOnce() -> io::Result<T>,
+        handle: impl FnOnce(&T) -> bool,
+    ) -> io::Result<T> {
+        self.room.open()?;
+        let answer = open();
+        if !answer.as_ref().is_ok_and(handle) {
+            self.room.close();
+        }
+        answer
     }
 }
 
@@ -90,23 +120,180 @@ impl DynFileSystem for Share {
     fn destroy(&self) {
         self.requests.count(Kind::Destroy);
         FileSystem::destroy(&self.server);
+        self.room.clear();
     }
 
     fn lookup(&self, context: Context, parent: u64, wanted: &CStr) -> io::Result<Entry> {
         self.requests.count(Kind::Lookup);
         name(wanted)?;
         let wanted = if wanted == HIDDEN { HIDDEN_BY_PATH } else { wanted };
-        FileSystem::lookup(&self.server, context, parent, wanted)
+        let entry = FileSystem::lookup(&self.server, context, parent, wanted)?;
+        self.told(context, entry)
     }
 
     fn forget(&self, context: Context, inode: u64, count: u64) {
         self.requests.count(Kind::Forget);
         FileSystem::forget(&self.server, context, inode, count);
+        self.room.forget(inode, count);
     }
 
     fn batch_forget(&self, context: Context, inodes: Vec<(u64, u64)>) {
         self.requests.count(Kind::BatchForget);
+        inodes.iter().for_each(|(inode, count)| self.room.forget(*inode, *count));
         FileSystem::batch_forget(&self.server, context, inodes);
+    }
+
+    fn symlink(
+        &self,
+        context: Context,
+        target: &CStr,
+        parent: u64,
+        new: &CStr,
+        more: Extensions,
+    ) -> io::Result<Entry> {
+        self.requests.count(Kind::Symlink);
+        name(new)?;
+        let entry = FileSystem::symlink(&self.server, context, target, parent, new, more)?;
+        self.told(context, entry)
+    }
+
+    fn mknod(
+        &self,
+        context: Context,
+        parent: u64,
+        new: &CStr,
+        mode: u32,
+        device: u32,
+        umask: u32,
+        more: Extensions,
+    ) -> io::Result<Entry> {
+        self.requests.count(Kind::Mknod);
+        name(new)?;
+        let entry = FileSystem::mknod(&self.server, context, parent, new, mode, device, umask, more)?;
+        self.told(context, entry)
+    }
+
+    fn mkdir(
+        &self,
+        context: Context,
+        parent: u64,
+        new: &CStr,
+        mode: u32,
+        umask: u32,
+        more: Extensions,
+    ) -> io::Result<Entry> {
+        self.requests.count(Kind::Mkdir);
+        name(new)?;
+        let entry = FileSystem::mkdir(&self.server, context, parent, new, mode, umask, more)?;
+        self.told(context, entry)
+    }
+
+    fn link(&self, context: Context, inode: u64, parent: u64, new: &CStr) -> io::Result<Entry> {
+        self.requests.count(Kind::Link);
+        name(new)?;
+        let entry = FileSystem::link(&self.server, context, inode, parent, new)?;
+        self.told(context, entry)
+    }
+
+    fn open(
+        &self,
+        context: Context,
+        inode: u64,
+        kill_privileges: bool,
+        flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.requests.count(Kind::Open);
+        let open = || FileSystem::open(&self.server, context, inode, kill_privileges, flags);
+        self.opened(open, |(handle, _)| handle.is_some())
+    }
+
+    fn opendir(&self, context: Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.requests.count(Kind::Opendir);
+        let open = || FileSystem::opendir(&self.server, context, inode, flags);
+        self.opened(open, |(handle, _)| handle.is_some())
+    }
+
+    fn create(
+        &self,
+        context: Context,
+        parent: u64,
+        new: &CStr,
+        mode: u32,
+        kill_privileges: bool,
+        flags: u32,
+        umask: u32,
+        more: Extensions,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
+        self.requests.count(Kind::Create);
+        name(new)?;
+        let create = || {
+            FileSystem::create(&self.server, context, parent, new, mode, kill_privileges, flags, umask, more)
+        };
+        let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
+        let inode = entry.inode;
+        match self.told(context, entry) {
+            Ok(entry) => Ok((entry, handle, options)),
+            Err(full) => {
+                if let Some(handle) = handle {
+                    self.room.close();
+                    let _ =
+                        FileSystem::release(&self.server, context, inode, flags, handle, false, false, None);
+                }
+                Err(full)
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        context: Context,
+        inode: u64,
+        flags: u32,
+        handle: u64,
+        flush: bool,
+        unlock: bool,
+        owner: Option<u64>,
+    ) -> io::Result<()> {
+        self.requests.count(Kind::Release);
+        FileSystem::release(&self.server, context, inode, flags, handle, flush, unlock, owner)?;
+        self.room.close();
+        Ok(())
+    }
+
+    fn releasedir(&self, context: Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
+        self.requests.count(Kind::Releasedir);
+        FileSystem::releasedir(&self.server, context, inode, flags, handle)?;
+        self.room.close();
+        Ok(())
+    }
+
+    fn setxattr(&self, context: Context, inode: u64, key: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
+        self.requests.count(Kind::Setxattr);
+        let key = attributes::on_host(key, libc::EPERM)?;
+        FileSystem::setxattr(&self.server, context, inode, &key, value, flags)
+    }
+
+    fn getxattr(&self, context: Context, inode: u64, key: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        self.requests.count(Kind::Getxattr);
+        let key = attributes::on_host(key, libc::ENODATA)?;
+        FileSystem::getxattr(&self.server, context, inode, &key, size)
+    }
+
+    fn listxattr(&self, context: Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        self.requests.count(Kind::Listxattr);
+        match FileSystem::listxattr(&self.server, context, inode, LONGEST_LIST)? {
+            ListxattrReply::Names(host) => Ok(match attributes::list(&host, size)? {
+                List::Names(names) => ListxattrReply::Names(names),
+                List::Length(length) => ListxattrReply::Count(length),
+            }),
+            length => Ok(length),
+        }
+    }
+
+    fn removexattr(&self, context: Context, inode: u64, key: &CStr) -> io::Result<()> {
+        self.requests.count(Kind::Removexattr);
+        let key = attributes::on_host(key, libc::EPERM)?;
+        FileSystem::removexattr(&self.server, context, inode, &key)
     }
 
     fn read(
@@ -178,7 +365,16 @@ impl DynFileSystem for Share {
         add: &mut AddDirEntryPlus<'_>,
     ) -> io::Result<()> {
         self.requests.count(Kind::Readdirplus);
-        let add = |entry: DirEntry<'_>, found: Entry| add(entry, found);
+        let add = |entry: DirEntry<'_>, found: Entry| {
+            let known = found.inode;
+            let added = self.told(context, found).and_then(|found| add(entry, found));
+            // The server has looked it up and leaves it at that.
+            if matches!(added, Ok(0)) {
+                FileSystem::forget(&self.server, context, known, 1);
+                self.room.forget(known, 1);
+            }
+            added
+        };
         FileSystem::readdirplus(&self.server, context, inode, handle, size, offset, add)
     }
 
@@ -237,41 +433,13 @@ impl DynFileSystem for Share {
         Getattr: getattr(inode: u64, handle: Option<u64>) -> (stat64, Duration);
         Setattr: setattr(inode: u64, to: stat64, handle: Option<u64>, valid: SetattrValid) -> (stat64, Duration);
         Readlink: readlink(inode: u64) -> Vec<u8>;
-        Symlink: symlink(target: &CStr, parent: u64, new: &CStr, more: Extensions) [new] -> Entry;
-        Mknod: mknod(parent: u64, new: &CStr, mode: u32, device: u32, umask: u32, more: Extensions) [new] -> Entry;
-        Mkdir: mkdir(parent: u64, new: &CStr, mode: u32, umask: u32, more: Extensions) [new] -> Entry;
         Unlink: unlink(parent: u64, old: &CStr) [old] -> ();
         Rmdir: rmdir(parent: u64, old: &CStr) [old] -> ();
         Rename: rename(from: u64, old: &CStr, to: u64, new: &CStr, flags: u32) [old, new] -> ();
-        Link: link(inode: u64, parent: u64, new: &CStr) [new] -> Entry;
-        Open: open(inode: u64, kill_privileges: bool, flags: u32) -> (Option<u64>, OpenOptions);
-        Create: create(
-            parent: u64,
-            new: &CStr,
-            mode: u32,
-            kill_privileges: bool,
-            flags: u32,
-            umask: u32,
-            more: Extensions
-        ) [new] -> (Entry, Option<u64>, OpenOptions);
         Flush: flush(inode: u64, handle: u64, owner: u64) -> ();
         Fsync: fsync(inode: u64, only_data: bool, handle: u64) -> ();
         Fallocate: fallocate(inode: u64, handle: u64, mode: u32, offset: u64, length: u64) -> ();
-        Release: release(
-            inode: u64,
-            flags: u32,
-            handle: u64,
-            flush: bool,
-            unlock: bool,
-            owner: Option<u64>
-        ) -> ();
-        Setxattr: setxattr(inode: u64, key: &CStr, value: &[u8], flags: u32) -> ();
-        Getxattr: getxattr(inode: u64, key: &CStr, size: u32) -> GetxattrReply;
-        Listxattr: listxattr(inode: u64, size: u32) -> ListxattrReply;
-        Removexattr: removexattr(inode: u64, key: &CStr) -> ();
-        Opendir: opendir(inode: u64, flags: u32) -> (Option<u64>, OpenOptions);
         Fsyncdir: fsyncdir(inode: u64, only_data: bool, handle: u64) -> ();
-        Releasedir: releasedir(inode: u64, flags: u32, handle: u64) -> ();
         Access: access(inode: u64, mask: u32) -> ();
         Lseek: lseek(inode: u64, handle: u64, offset: u64, whence: u32) -> u64;
         CopyFileRange: copyfilerange(
@@ -341,7 +509,8 @@ mod tests {
 
     fn share(directory: &std::path::Path) -> Share {
         let requests = Box::leak(Box::new(Requests::new()));
-        let share = Share::new(directory.to_str().unwrap(), requests).unwrap();
+        let room = Room::new(1000, None).unwrap();
+        let share = Share::new(directory.to_str().unwrap(), requests, room).unwrap();
         share.init(FsOptions::empty()).unwrap();
         share
     }
@@ -428,5 +597,55 @@ mod tests {
         let counted = share.requests.snapshot();
         let kinds = [Kind::Init, Kind::Lookup, Kind::Getattr, Kind::Poll].map(|kind| counted.of(kind));
         assert_eq!((kinds, counted.total()), ([1, 2, 1, 1], 5));
+    }
+
+    // The server looks the entry up that does not fit any more, and leaves it so.
+    #[test]
+    fn a_listing_takes_room_for_what_the_guest_was_told_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        (0..10).for_each(|number| std::fs::write(dir.path().join(number.to_string()), b"").unwrap());
+        let requests = Box::leak(Box::new(Requests::new()));
+        let room = Room::new(6, None).unwrap();
+        let share = Share::new(dir.path().to_str().unwrap(), requests, room).unwrap();
+        share.init(FsOptions::empty()).unwrap();
+        let handle = share.opendir(root(), ROOT, 0).unwrap().0.unwrap();
+        for _ in 0..20 {
+            let mut told = Vec::new();
+            let mut add = |_: DirEntry<'_>, found: Entry| {
+                if told.len() == 3 {
+                    return Ok(0);
+                }
+                told.push((found.inode, 1));
+                Ok(1)
+            };
+            share.readdirplus_for_each(root(), ROOT, handle, 4096, 0, &mut add).unwrap();
+            share.batch_forget(root(), told);
+        }
+        share.releasedir(root(), ROOT, 0, handle).unwrap();
+        for number in 0..6 {
+            let name = std::ffi::CString::new(number.to_string()).unwrap();
+            share.lookup(root(), ROOT, &name).unwrap();
+        }
+        assert_eq!(refusal(share.lookup(root(), ROOT, c"6")), Some(libc::ENFILE));
+        assert_eq!(refusal(share.open(root(), ROOT, false, 0)), Some(libc::ENFILE));
+    }
+
+    #[test]
+    fn trusted_attributes_are_kept_under_a_name_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        let share = share(dir.path());
+        let file = share.lookup(root(), ROOT, c"file").unwrap().inode;
+        share.setxattr(root(), file, c"trusted.overlay.opaque", b"y", 0).unwrap();
+        let ours = c"user.a3s-box.trusted.overlay.opaque";
+        assert_eq!(refusal(share.setxattr(root(), file, ours, b"y", 0)), Some(libc::EPERM));
+        assert_eq!(refusal(share.getxattr(root(), file, ours, 8)), Some(libc::ENODATA));
+        let value = share.getxattr(root(), file, c"trusted.overlay.opaque", 8).unwrap();
+        assert!(matches!(value, GetxattrReply::Value(value) if value == b"y"));
+        let names = share.listxattr(root(), file, 100).unwrap();
+        assert!(matches!(names, ListxattrReply::Names(names) if names == b"trusted.overlay.opaque\0"));
+        assert!(rustix::fs::getxattr(dir.path().join("file"), ours, &mut [0_u8; 8][..]).is_ok());
+        share.removexattr(root(), file, c"trusted.overlay.opaque").unwrap();
+        assert!(rustix::fs::getxattr(dir.path().join("file"), ours, &mut [0_u8; 8][..]).is_err());
     }
 }

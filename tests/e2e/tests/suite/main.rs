@@ -22,6 +22,7 @@ mod egress;
 mod endings;
 mod endurance;
 mod events;
+mod file_server;
 mod images;
 mod logs;
 mod namespaces;
@@ -107,6 +108,8 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     egress::a_name_opens_what_the_guest_is_told_for_it,
     volumes::a_folder_of_the_host_is_shared_as_asked,
     volumes::an_image_is_mounted_read_only,
+    file_server::more_files_than_descriptors_are_walked,
+    file_server::an_overlay_keeps_its_state_on_a_volume,
     shared_volumes::containers_of_a_pod_share_one_file_system,
     shared_volumes::databases_in_two_containers_wait_for_each_other,
     shared_volumes::two_targets_of_a_run_are_one_file_system,

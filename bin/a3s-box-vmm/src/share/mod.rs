@@ -1,0 +1,4 @@
+//! What both backends' file servers say to a guest beyond their libraries.
+
+pub(crate) mod attributes;
+pub(crate) mod room;

@@ -1,0 +1,305 @@
+//! Room for the files that a guest knows.
+//!
+//! A file server keeps a descriptor for every file whose inode the guest's kernel holds, and the guest's kernel holds inodes
+//! for as long as it has memory: a walk over a large volume would use up the process's descriptors. The server cannot
+//! take one back. So the guest is asked to forget, over a vsock connection that its agent opens
+//! ([`FORGET_PORT`]), in time and more than once; as the room gets short, what makes it shorter has to wait. A guest that
+//! does not forget is refused further files, and harms nobody else.
+//!
+//! ```text
+//! descriptors  0 ───────── 1/2 ─────────── 3/4 ─────────────── all
+//!                           asked: names    asked: contents too    refused (ENFILE)
+//!                                           every new file waits
+//! ```
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use a3s_box_protocol::{FORGET_CONTENTS, FORGET_NAMES, FORGET_PORT};
+use a3s_box_vmm::launch::{jail, socket_name};
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+
+/// The guest is asked again whenever it has taken so much of the room since: a sixteenth.
+const AGAIN: u64 = 16;
+
+/// How long a new file waits when the room is short. The guest's agent takes about as long to answer.
+const WAIT: Duration = Duration::from_millis(1);
+
+/// Where the guest's agent is heard from. Called before rights are given up: the directory is the emulator's.
+pub(crate) fn listen() -> anyhow::Result<UnixListener> {
+    let path = format!("{}/{}", jail::VSOCK, socket_name(FORGET_PORT));
+    // Of a guest that has booted before, with fewer interfaces.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {path}"))?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666))
+        .with_context(|| format!("open {path} to the guest's connections"))?;
+    Ok(listener)
+}
+
+/// The files that the guest holds.
+pub(crate) struct Room {
+    /// Descriptors for the guest's files.
+    limit: u64,
+    held: Mutex<Held>,
+    /// Files and directories that the guest has opened.
+    open: AtomicU64,
+    agent: Mutex<Agent>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// How often the guest was told of each inode since it last forgot it.
+    inodes: HashMap<u64, u64>,
+    /// How many descriptors there were when the guest was last asked.
+    asked: u64,
+}
+
+impl Room {
+    /// For so many descriptors. `listener` is where the guest's agent comes, if it does.
+    pub(crate) fn new(limit: u64, listener: Option<UnixListener>) -> io::Result<Self> {
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true)?;
+        }
+        let agent = Mutex::new(Agent { listener, connection: None });
+        Ok(Self { limit, held: Mutex::default(), open: AtomicU64::new(0), agent })
+    }
+
+    /// The guest is about to be told of an inode. An error is for the guest, and the caller makes the server forget the inode.
+    pub(crate) fn learn(&self, inode: u64) -> io::Result<()> {
+        let ask = {
+            let mut held = self.held();
+            let known = held.inodes.len() as u64;
+            match held.inodes.entry(inode) {
+                Entry::Occupied(times) => {
+                    *times.into_mut() += 1;
+                    return Ok(());
+                }
+                Entry::Vacant(_) if self.used(known) >= self.limit => return Err(full()),
+                Entry::Vacant(new) => new.insert(1),
+            };
+            self.whether_to_ask(&mut held)
+        };
+        self.make_room(ask);
+        Ok(())
+    }
+
+    /// The guest has forgotten `times` of the times that it was told of an inode.
+    pub(crate) fn forget(&self, inode: u64, times: u64) {
+        let mut held = self.held();
+        if let Entry::Occupied(mut told) = held.inodes.entry(inode) {
+            match told.get().checked_sub(times) {
+                None | Some(0) => drop(told.remove()),
+                Some(left) => *told.get_mut() = left,
+            }
+        }
+        let used = self.used(held.inodes.len() as u64);
+        held.asked = held.asked.min(used);
+    }
+
+    /// The guest is about to open a file.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        let (full, ask) = {
+            let mut held = self.held();
+            let full = self.used(held.inodes.len() as u64) >= self.limit;
+            (full, self.whether_to_ask(&mut held))
+        };
+        self.make_room(ask);
+        if full {
+            return Err(self::full());
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The guest has closed a file, or could not open it.
+    pub(crate) fn close(&self) {
+        // A guest may close what it never opened.
+        let _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| open.checked_sub(1));
+    }
+
+    /// The guest has gone, or begins anew.
+    pub(crate) fn clear(&self) {
+        *self.held() = Held::default();
+        self.open.store(0, Ordering::Relaxed);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(&self, inodes: u64) -> u64 {
+        inodes.saturating_add(self.open.load(Ordering::Relaxed))
+    }
+
+    fn whether_to_ask(&self, held: &mut Held) -> Ask {
+        let used = self.used(held.inodes.len() as u64);
+        if used < self.limit / 2 {
+            return Ask::Nothing;
+        }
+        let short = used >= self.limit / 4 * 3;
+        if used < held.asked + (self.limit / AGAIN).max(1) && held.asked >= self.limit / 2 {
+            return if short { Ask::Wait } else { Ask::Nothing };
+        }
+        held.asked = used;
+        if short { Ask::Contents } else { Ask::Names }
+    }
+
+    fn make_room(&self, ask: Ask) {
+        let byte = match ask {
+            Ask::Nothing => return,
+            Ask::Names => Some(FORGET_NAMES),
+            Ask::Contents => Some(FORGET_CONTENTS),
+            Ask::Wait => None,
+        };
+        if let Some(byte) = byte {
+            self.agent.lock().unwrap_or_else(PoisonError::into_inner).tell(byte);
+        }
+        if matches!(ask, Ask::Contents | Ask::Wait) {
+            // Not by sleep(2): the file server's filter has no call for it.
+            std::thread::park_timeout(WAIT);
+        }
+    }
+}
+
+fn full() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENFILE)
+}
+
+/// What is to be done about the room.
+#[derive(Clone, Copy)]
+enum Ask {
+    Nothing,
+    Names,
+    Contents,
+    Wait,
+}
+
+/// The way to the guest's agent. Nothing here waits for it.
+struct Agent {
+    listener: Option<UnixListener>,
+    connection: Option<OwnedFd>,
+}
+
+impl Agent {
+    fn tell(&mut self, byte: u8) {
+        // A guest that opens another connection has given the one before up.
+        // Not by the standard library's ways to use a socket: the file server's filter lacks their calls.
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        while let Some(Ok(connection)) = self.listener.as_ref().map(|listener| accept_with(listener, flags)) {
+            self.connection = Some(connection);
+        }
+        match self.connection.as_ref().map(|connection| rustix::io::write(connection, &[byte])) {
+            // Where it has not read what it was told before, that says the same.
+            Some(Ok(_) | Err(Errno::AGAIN)) | None => {}
+            Some(Err(_)) => self.connection = None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn room(limit: u64) -> (Room, UnixStream, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let room = Room::new(limit, Some(listener)).unwrap();
+        let agent = UnixStream::connect(&path).unwrap();
+        agent.set_nonblocking(true).unwrap();
+        (room, agent, dir)
+    }
+
+    fn told(agent: &mut UnixStream) -> Vec<u8> {
+        let mut bytes = [0; 64];
+        match agent.read(&mut bytes) {
+            Ok(length) => bytes[..length].to_vec(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn is_full(answer: io::Result<()>) -> bool {
+        answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENFILE))
+    }
+
+    #[test]
+    fn the_guest_is_asked_at_half_and_again_and_for_contents_when_room_is_short() {
+        let (room, mut agent, _dir) = room(64);
+        (0..31).for_each(|inode| room.learn(inode).unwrap());
+        assert_eq!(told(&mut agent), b"");
+        room.learn(31).unwrap();
+        assert_eq!(told(&mut agent), [FORGET_NAMES]);
+        (32..35).for_each(|inode| room.learn(inode).unwrap());
+        assert_eq!(told(&mut agent), b"");
+        room.learn(35).unwrap();
+        assert_eq!(told(&mut agent), [FORGET_NAMES]);
+        (36..64).for_each(|inode| room.learn(inode).unwrap());
+        assert_eq!(told(&mut agent), [[FORGET_NAMES; 2].as_slice(), &[FORGET_CONTENTS; 5]].concat());
+        assert!(is_full(room.learn(64)));
+        // What it knows costs nothing.
+        room.learn(7).unwrap();
+    }
+
+    #[test]
+    fn what_is_forgotten_makes_room_when_every_mention_is_taken_back() {
+        let (room, mut agent, _dir) = room(16);
+        (0..16).for_each(|inode| room.learn(inode).unwrap());
+        room.learn(3).unwrap();
+        room.forget(3, 1);
+        assert!(is_full(room.learn(100)));
+        room.forget(3, 1);
+        room.learn(100).unwrap();
+        (0..16).for_each(|inode| room.forget(inode, 1));
+        told(&mut agent);
+        // And it is asked from the beginning.
+        (200..207).for_each(|inode| room.learn(inode).unwrap());
+        assert_eq!(told(&mut agent)[0], FORGET_NAMES);
+    }
+
+    #[test]
+    fn open_files_take_room_too_and_a_guest_cannot_close_more_than_it_opened() {
+        let (room, _agent, _dir) = room(4);
+        (0..3).for_each(|_| room.open().unwrap());
+        room.learn(1).unwrap();
+        assert!(is_full(room.open()) && is_full(room.learn(2)));
+        (0..9).for_each(|_| room.close());
+        room.forget(1, u64::MAX);
+        (0..4).for_each(|_| room.open().unwrap());
+        assert!(is_full(room.open()));
+        room.clear();
+        room.open().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_reads_nothing_or_has_gone_delays_nobody() {
+        let (room, agent, dir) = room(2);
+        for inode in 0..2000 {
+            room.learn(inode % 2).unwrap();
+            room.forget(inode % 2, 1);
+        }
+        drop(agent);
+        (0..4).for_each(|inode| drop(room.learn(inode)));
+        room.clear();
+        // Another one is heard.
+        let mut agent = UnixStream::connect(dir.path().join("socket")).unwrap();
+        room.learn(1).unwrap();
+        let mut byte = [0];
+        agent.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, [FORGET_CONTENTS]);
+        assert!(Room::new(8, None).unwrap().learn(1).is_ok());
+    }
+}
