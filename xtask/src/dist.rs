@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 
 use crate::{initramfs, kernel, paths, process, tools, ui};
@@ -32,12 +33,18 @@ pub(crate) fn build(options: &Options) -> Result<PathBuf> {
 }
 
 /// The same; binaries of further packages are built along and stay in cargo's folder.
+///
+/// Kernel, agent and the host's binaries are built side by side: each of them has long stretches that keep one processor
+/// busy (unpacking, linking), in which the others use the rest.
 pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf> {
     let root = options.out.clone().unwrap_or_else(|| paths::target().join("dist"));
-    let kernel = kernel::ensure(&kernel::Options::default())?;
-
-    ui::heading("binaries");
-    let binaries = build_binaries(&options.profile, further)?;
+    let (kernel, agent, binaries) = thread::scope(|scope| {
+        let kernel = scope.spawn(|| kernel::ensure(&kernel::Options::default()));
+        let agent = scope.spawn(initramfs::agent);
+        ui::heading("binaries");
+        let binaries = build_binaries(&options.profile, further);
+        Ok::<_, anyhow::Error>((joined(kernel)?, joined(agent)?, binaries?))
+    })?;
 
     // Assembled beside the old layout and swapped in whole: a daemon that starts meanwhile never sees half of one.
     let staging = paths::Staging::for_destination(root)?;
@@ -47,11 +54,15 @@ pub(crate) fn build_with(options: &Options, further: &[&str]) -> Result<PathBuf>
         install(from, &tree.join(folder).join(name), 0o755)?;
     }
     install(&kernel.vmlinux, &tree.join("usr/lib/a3s-box/vmlinux"), 0o644)?;
-    initramfs::build(&tree.join("usr/lib/a3s-box/initramfs.cpio"))?;
+    initramfs::pack(&agent, &tree.join("usr/lib/a3s-box/initramfs.cpio"))?;
     let deploy = paths::repo().join("deploy");
     install(&deploy.join("config.toml"), &tree.join("etc/a3s-box/config.toml"), 0o644)?;
     install(&deploy.join("a3s-box.service"), &tree.join("usr/lib/systemd/system/a3s-box.service"), 0o644)?;
     staging.publish(&tree)
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread of the build panicked")))
 }
 
 /// One call of cargo for everything that runs on the host: each choice of packages has its own features of shared

@@ -12,14 +12,18 @@ const PAGE: usize = 4096;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the agent and packs it; `into` is the file to write.
-pub(crate) fn build(into: &Path) -> Result<()> {
-    let agent = build_static("a3s-box-agent").context("building the guest agent")?;
-    let contents = fs::read(&agent).with_context(|| format!("reading the agent {}", agent.display()))?;
-    fs::write(into, pack(&contents)).with_context(|| format!("writing {}", into.display()))
+/// Builds the agent.
+pub(crate) fn agent() -> Result<PathBuf> {
+    build_static("a3s-box-agent").context("building the guest agent")
 }
 
-fn pack(agent: &[u8]) -> Vec<u8> {
+/// Packs the agent; `into` is the file to write.
+pub(crate) fn pack(agent: &Path, into: &Path) -> Result<()> {
+    let contents = fs::read(agent).with_context(|| format!("reading the agent {}", agent.display()))?;
+    fs::write(into, archive(&contents)).with_context(|| format!("writing {}", into.display()))
+}
+
+fn archive(agent: &[u8]) -> Vec<u8> {
     let mut archive = cpio::Archive::new();
     archive.directory("dev", 0o755);
     // Opened by the kernel as /init's standard streams, before anything is mounted on /dev.
@@ -46,11 +50,11 @@ pub(crate) fn build_static(package: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::pack;
+    use super::archive;
 
     #[test]
     fn the_archive_fills_whole_pages() {
-        assert_eq!(pack(b"agent").len() % 4096, 0);
-        assert_eq!(pack(&[7; 5000]).len() % 4096, 0);
+        assert_eq!(archive(b"agent").len() % 4096, 0);
+        assert_eq!(archive(&[7; 5000]).len() % 4096, 0);
     }
 }

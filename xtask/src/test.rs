@@ -186,8 +186,9 @@ pub(crate) fn formatted() -> Result<()> {
 
 /// Compiles every program and test that a later stage runs.
 fn build(context: &Context<'_>) -> Result<Done> {
-    process::run(nextest()?.arg("--no-run"))?;
+    // These compile the unit tests along, and have more to do side by side.
     context.end_to_end.get()?;
+    process::run(nextest()?.arg("--no-run"))?;
     Ok(Done::Passed("programs, tests, guest image".to_owned()))
 }
 
