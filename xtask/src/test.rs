@@ -4,6 +4,7 @@
 //!
 //! Everything that the stages run is compiled once, by the stage `build`, with one choice of features. The suite in the
 //! virtual node keeps one processor busy for minutes, whatever the machine has: it runs beside the stages that follow it.
+//! The checks that only compute take what time both end-to-end suites leave.
 
 mod deny;
 pub(crate) mod e2e;
@@ -47,12 +48,14 @@ pub(crate) enum Done {
 }
 
 /// When a stage runs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
     /// After the stages before it.
     Next,
     /// Beside the stages after it, where there is more than one processor.
     Beside,
+    /// After others of this kind and beside everything after them, with the time that those leave.
+    Idle,
 }
 
 struct Stage {
@@ -61,23 +64,26 @@ struct Stage {
     action: fn(&Context<'_>) -> Result<Done>,
 }
 
-const fn next(name: &'static str, action: fn(&Context<'_>) -> Result<Done>) -> Stage {
-    Stage { name, turn: Turn::Next, action }
+const fn stage(name: &'static str, turn: Turn, action: fn(&Context<'_>) -> Result<Done>) -> Stage {
+    Stage { name, turn, action }
 }
 
 const STAGES: &[Stage] = &[
-    next("format", format),
-    next("build", build),
-    next("unit", unit),
-    Stage { name: "e2e-libkrun", turn: Turn::Beside, action: e2e::libkrun },
-    next("e2e-qemu", e2e::qemu),
-    next("clippy", clippy),
-    next("doc", doc),
-    next("deny", deny::policy),
-    next("advisories", deny::advisories),
-    next("umoci", umoci::run),
-    next("fuzz", fuzz::run),
+    stage("format", Turn::Next, format),
+    stage("build", Turn::Next, build),
+    stage("unit", Turn::Next, unit),
+    stage("e2e-libkrun", Turn::Beside, e2e::libkrun),
+    stage("clippy", Turn::Idle, clippy),
+    stage("doc", Turn::Idle, doc),
+    stage("deny", Turn::Idle, deny::policy),
+    stage("advisories", Turn::Idle, deny::advisories),
+    stage("umoci", Turn::Idle, umoci::run),
+    stage("fuzz", Turn::Idle, fuzz::run),
+    stage("e2e-qemu", Turn::Next, e2e::qemu),
 ];
+
+/// What a stage that takes only what others leave adds to its niceness: as much as there is.
+const IDLE: i32 = 19;
 
 /// What the stages of one run share.
 pub(crate) struct Context<'a> {
@@ -89,6 +95,14 @@ struct Report {
     name: &'static str,
     time: Duration,
     outcome: Result<Done>,
+}
+
+impl Report {
+    /// Of stages that cannot tell how they ended.
+    fn of_a_panic() -> Self {
+        let outcome = Err(anyhow!("the thread of these stages panicked"));
+        Self { name: "(beside)", time: Duration::ZERO, outcome }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -114,23 +128,28 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// Runs the stages; the reports are in the stages' order.
 fn run_stages(stages: &[&'static Stage], context: &Context<'_>) -> Vec<Report> {
     let side_by_side = thread::available_parallelism().map_or(1, NonZero::get) > 1;
+    let of = |turn: Turn| stages.iter().filter(move |stage| stage.turn == turn);
+    let idle = || {
+        // The thread's own, and with it its children's. Who may not is as fast as the others.
+        let _ = rustix::process::nice(IDLE);
+        of(Turn::Idle).map(|stage| run_stage(stage, context)).collect::<Vec<_>>()
+    };
     thread::scope(|scope| {
-        let reports: Vec<Result<Report, _>> = stages
-            .iter()
-            .map(|stage| match stage.turn {
-                Turn::Beside if side_by_side => Err((stage, scope.spawn(|| run_stage(stage, context)))),
-                Turn::Beside | Turn::Next => Ok(run_stage(stage, context)),
-            })
-            .collect();
-        let joined = |(stage, thread): (&&'static Stage, thread::ScopedJoinHandle<'_, Report>)| {
-            let panicked = |_| Report {
-                name: stage.name,
-                time: Duration::ZERO,
-                outcome: Err(anyhow!("the stage's thread panicked")),
-            };
-            thread.join().unwrap_or_else(panicked)
-        };
-        reports.into_iter().map(|report| report.unwrap_or_else(joined)).collect()
+        let mut beside = Vec::new();
+        let mut reports = Vec::new();
+        let mut idle = Some(idle);
+        for stage in stages {
+            match stage.turn {
+                Turn::Next => reports.push(run_stage(stage, context)),
+                _ if !side_by_side => reports.push(run_stage(stage, context)),
+                Turn::Beside => beside.push(scope.spawn(move || vec![run_stage(stage, context)])),
+                Turn::Idle => beside.extend(idle.take().map(|idle| scope.spawn(idle))),
+            }
+        }
+        let panicked = |_| vec![Report::of_a_panic()];
+        reports.extend(beside.into_iter().flat_map(|thread| thread.join().unwrap_or_else(panicked)));
+        reports.sort_by_key(|report| stages.iter().position(|stage| stage.name == report.name));
+        reports
     })
 }
 

@@ -53,14 +53,23 @@ impl<F> Share<F> {
 }
 
 impl<F: FileSystem> Share<F> {
-    /// A file that the guest is about to be told of.
-    fn told(&self, ctx: Context, entry: Entry) -> io::Result<Entry> {
-        match self.room.learn(entry.inode) {
+    /// A file that the guest is about to be told of, found by this name in a directory.
+    fn told(&self, ctx: Context, directory: F::Inode, name: &CStr, entry: Entry) -> io::Result<Entry> {
+        let mounted = entry.attr.flags & fuse::ATTR_SUBMOUNT != 0;
+        match self.room.learn(entry.inode, directory.into(), name.to_bytes(), mounted) {
             Ok(()) => Ok(entry),
             Err(full) => {
                 self.files.forget(ctx, entry.inode.into(), 1);
                 Err(full)
             }
+        }
+    }
+
+    /// How the guest closes the file: without a request that would do nothing, if it is one of those.
+    fn closed(&self, inode: u64, flags: u32, options: OpenOptions) -> OpenOptions {
+        match self.room.closing_matters(inode, flags) {
+            true => options,
+            false => options | OpenOptions::NOFLUSH,
         }
     }
 
@@ -140,7 +149,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
 
     fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry> {
         let entry = self.named(Kind::Lookup, &[name])?.lookup(ctx, parent, name)?;
-        self.told(ctx, entry)
+        self.told(ctx, parent, name, entry)
     }
 
     fn forget(&self, ctx: Context, inode: Self::Inode, count: u64) {
@@ -189,7 +198,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         extensions: Extensions,
     ) -> io::Result<Entry> {
         let entry = self.named(Kind::Symlink, &[name])?.symlink(ctx, linkname, parent, name, extensions)?;
-        self.told(ctx, entry)
+        self.told(ctx, parent, name, entry)
     }
 
     fn mknod(
@@ -203,7 +212,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         extensions: Extensions,
     ) -> io::Result<Entry> {
         let files = self.named(Kind::Mknod, &[name])?;
-        self.told(ctx, files.mknod(ctx, inode, name, mode, rdev, umask, extensions)?)
+        self.told(ctx, inode, name, files.mknod(ctx, inode, name, mode, rdev, umask, extensions)?)
     }
 
     fn mkdir(
@@ -216,7 +225,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         extensions: Extensions,
     ) -> io::Result<Entry> {
         let entry = self.named(Kind::Mkdir, &[name])?.mkdir(ctx, parent, name, mode, umask, extensions)?;
-        self.told(ctx, entry)
+        self.told(ctx, parent, name, entry)
     }
 
     fn unlink(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()> {
@@ -247,7 +256,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         newname: &CStr,
     ) -> io::Result<Entry> {
         let entry = self.named(Kind::Link, &[newname])?.link(ctx, inode, newparent, newname)?;
-        self.told(ctx, entry)
+        self.told(ctx, newparent, newname, entry)
     }
 
     fn open(
@@ -258,7 +267,9 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         flags: u32,
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
         let files = self.count(Kind::Open);
-        self.opened(|| files.open(ctx, inode, kill_priv, flags), |(handle, _)| handle.is_some())
+        let open = || files.open(ctx, inode, kill_priv, flags);
+        let (handle, options) = self.opened(open, |(handle, _)| handle.is_some())?;
+        Ok((handle, self.closed(inode.into(), flags, options)))
     }
 
     fn create(
@@ -276,8 +287,8 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         let create = || files.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions);
         let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
         let inode = entry.inode;
-        match self.told(ctx, entry) {
-            Ok(entry) => Ok((entry, handle, options)),
+        match self.told(ctx, parent, name, entry) {
+            Ok(entry) => Ok((entry, handle, self.closed(inode, flags, options))),
             Err(full) => {
                 if let Some(handle) = handle {
                     self.room.close();

@@ -32,6 +32,11 @@ const HIDDEN_BY_PATH: &CStr = c"./init.krun";
 /// The server's number of that program. No file of the host ever gets it.
 const HIDDEN_INODE: u64 = 2;
 
+/// `FOPEN_NOFLUSH` of linux/fuse.h.
+const FOPEN_NOFLUSH: u32 = 1 << 5;
+/// `FUSE_ATTR_SUBMOUNT` of linux/fuse.h.
+const ATTR_SUBMOUNT: u32 = 1;
+
 /// A directory of the host as the guest sees it.
 pub(crate) struct Share {
     server: PassthroughFs,
@@ -46,15 +51,26 @@ impl Share {
         Ok(Self { server: PassthroughFs::new(config)?, requests, room })
     }
 
-    /// A file that the guest is about to be told of.
-    fn told(&self, context: Context, entry: Entry) -> io::Result<Entry> {
-        match self.room.learn(entry.inode) {
+    /// A file that the guest is about to be told of, found by this name in a directory.
+    fn told(&self, context: Context, directory: u64, name: &[u8], entry: Entry) -> io::Result<Entry> {
+        let mounted = entry.attr_flags & ATTR_SUBMOUNT != 0;
+        match self.room.learn(entry.inode, directory, name, mounted) {
             Ok(()) => Ok(entry),
             Err(full) => {
                 FileSystem::forget(&self.server, context, entry.inode, 1);
                 Err(full)
             }
         }
+    }
+
+    /// How the guest closes the file: without a request that would do nothing, if it is one of those.
+    #[allow(unsafe_code)]
+    fn closed(&self, inode: u64, flags: u32, options: OpenOptions) -> OpenOptions {
+        if self.room.closing_matters(inode, flags) {
+            return options;
+        }
+        // SAFETY: the type is a number to whoever made it, and the server passes it on as such; it lacks a name for this bit.
+        unsafe { OpenOptions::from_bits_unchecked(options.bits() | FOPEN_NOFLUSH) }
     }
 
     /// Opens something, if there is room for it; `handle` finds its handle in the answer.
@@ -128,7 +144,7 @@ impl DynFileSystem for Share {
         name(wanted)?;
         let wanted = if wanted == HIDDEN { HIDDEN_BY_PATH } else { wanted };
         let entry = FileSystem::lookup(&self.server, context, parent, wanted)?;
-        self.told(context, entry)
+        self.told(context, parent, wanted.to_bytes(), entry)
     }
 
     fn forget(&self, context: Context, inode: u64, count: u64) {
@@ -154,7 +170,7 @@ impl DynFileSystem for Share {
         self.requests.count(Kind::Symlink);
         name(new)?;
         let entry = FileSystem::symlink(&self.server, context, target, parent, new, more)?;
-        self.told(context, entry)
+        self.told(context, parent, new.to_bytes(), entry)
     }
 
     fn mknod(
@@ -170,7 +186,7 @@ impl DynFileSystem for Share {
         self.requests.count(Kind::Mknod);
         name(new)?;
         let entry = FileSystem::mknod(&self.server, context, parent, new, mode, device, umask, more)?;
-        self.told(context, entry)
+        self.told(context, parent, new.to_bytes(), entry)
     }
 
     fn mkdir(
@@ -185,14 +201,14 @@ impl DynFileSystem for Share {
         self.requests.count(Kind::Mkdir);
         name(new)?;
         let entry = FileSystem::mkdir(&self.server, context, parent, new, mode, umask, more)?;
-        self.told(context, entry)
+        self.told(context, parent, new.to_bytes(), entry)
     }
 
     fn link(&self, context: Context, inode: u64, parent: u64, new: &CStr) -> io::Result<Entry> {
         self.requests.count(Kind::Link);
         name(new)?;
         let entry = FileSystem::link(&self.server, context, inode, parent, new)?;
-        self.told(context, entry)
+        self.told(context, parent, new.to_bytes(), entry)
     }
 
     fn open(
@@ -204,7 +220,8 @@ impl DynFileSystem for Share {
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         self.requests.count(Kind::Open);
         let open = || FileSystem::open(&self.server, context, inode, kill_privileges, flags);
-        self.opened(open, |(handle, _)| handle.is_some())
+        let (handle, options) = self.opened(open, |(handle, _)| handle.is_some())?;
+        Ok((handle, self.closed(inode, flags, options)))
     }
 
     fn opendir(&self, context: Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
@@ -231,8 +248,8 @@ impl DynFileSystem for Share {
         };
         let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
         let inode = entry.inode;
-        match self.told(context, entry) {
-            Ok(entry) => Ok((entry, handle, options)),
+        match self.told(context, parent, new.to_bytes(), entry) {
+            Ok(entry) => Ok((entry, handle, self.closed(inode, flags, options))),
             Err(full) => {
                 if let Some(handle) = handle {
                     self.room.close();
@@ -367,7 +384,7 @@ impl DynFileSystem for Share {
         self.requests.count(Kind::Readdirplus);
         let add = |entry: DirEntry<'_>, found: Entry| {
             let known = found.inode;
-            let added = self.told(context, found).and_then(|found| add(entry, found));
+            let added = self.told(context, inode, entry.name, found).and_then(|found| add(entry, found));
             // The server has looked it up and leaves it at that.
             if matches!(added, Ok(0)) {
                 FileSystem::forget(&self.server, context, known, 1);

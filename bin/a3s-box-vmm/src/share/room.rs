@@ -29,6 +29,8 @@ use anyhow::Context;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
+use super::place::{Place, closing_matters};
+
 /// The guest is asked again whenever it has taken so much of the room since: a sixteenth.
 const AGAIN: u64 = 16;
 
@@ -58,10 +60,16 @@ pub(crate) struct Room {
 
 #[derive(Default)]
 struct Held {
-    /// How often the guest was told of each inode since it last forgot it.
-    inodes: HashMap<u64, u64>,
+    inodes: HashMap<u64, Known>,
     /// How many descriptors there were when the guest was last asked.
     asked: u64,
+}
+
+/// An inode that the guest knows.
+struct Known {
+    /// How often it was told of it since it last forgot it.
+    times: u64,
+    place: Place,
 }
 
 impl Room {
@@ -74,32 +82,43 @@ impl Room {
         Ok(Self { limit, held: Mutex::default(), open: AtomicU64::new(0), agent })
     }
 
-    /// The guest is about to be told of an inode. An error is for the guest, and the caller makes the server forget the inode.
-    pub(crate) fn learn(&self, inode: u64) -> io::Result<()> {
+    /// The guest is about to be told of an inode, which it finds by this name in a directory. `mounted`: another file system
+    /// begins there. An error is for the guest, and the caller makes the server forget the inode.
+    pub(crate) fn learn(&self, inode: u64, directory: u64, name: &[u8], mounted: bool) -> io::Result<()> {
         let ask = {
             let mut held = self.held();
-            let known = held.inodes.len() as u64;
+            let count = held.inodes.len() as u64;
+            let parent = held.inodes.get(&directory).map(|known| known.place);
             match held.inodes.entry(inode) {
-                Entry::Occupied(times) => {
-                    *times.into_mut() += 1;
+                Entry::Occupied(known) => {
+                    known.into_mut().times += 1;
                     return Ok(());
                 }
-                Entry::Vacant(_) if self.used(known) >= self.limit => return Err(full()),
-                Entry::Vacant(new) => new.insert(1),
-            };
+                Entry::Vacant(_) if self.used(count) >= self.limit => return Err(full()),
+                Entry::Vacant(new) => {
+                    let place = Place::of(parent, directory, name, mounted, closing_matters);
+                    new.insert(Known { times: 1, place });
+                }
+            }
             self.whether_to_ask(&mut held)
         };
         self.make_room(ask);
         Ok(())
     }
 
+    /// Whether the guest has to say when it closes this file, which it opens with these flags.
+    pub(crate) fn closing_matters(&self, inode: u64, flags: u32) -> bool {
+        let writes = flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
+        writes && self.held().inodes.get(&inode).is_none_or(|known| known.place.closing_matters())
+    }
+
     /// The guest has forgotten `times` of the times that it was told of an inode.
     pub(crate) fn forget(&self, inode: u64, times: u64) {
         let mut held = self.held();
-        if let Entry::Occupied(mut told) = held.inodes.entry(inode) {
-            match told.get().checked_sub(times) {
-                None | Some(0) => drop(told.remove()),
-                Some(left) => *told.get_mut() = left,
+        if let Entry::Occupied(mut known) = held.inodes.entry(inode) {
+            match known.get().times.checked_sub(times) {
+                None | Some(0) => drop(known.remove()),
+                Some(left) => known.get_mut().times = left,
             }
         }
         let used = self.used(held.inodes.len() as u64);
@@ -232,6 +251,12 @@ mod tests {
         }
     }
 
+    impl Room {
+        fn know(&self, inode: u64) -> io::Result<()> {
+            self.learn(inode, 1, b"file", false)
+        }
+    }
+
     fn is_full(answer: io::Result<()>) -> bool {
         answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENFILE))
     }
@@ -239,34 +264,34 @@ mod tests {
     #[test]
     fn the_guest_is_asked_at_half_and_again_and_for_contents_when_room_is_short() {
         let (room, mut agent, _dir) = room(64);
-        (0..31).for_each(|inode| room.learn(inode).unwrap());
+        (0..31).for_each(|inode| room.know(inode).unwrap());
         assert_eq!(told(&mut agent), b"");
-        room.learn(31).unwrap();
+        room.know(31).unwrap();
         assert_eq!(told(&mut agent), [FORGET_NAMES]);
-        (32..35).for_each(|inode| room.learn(inode).unwrap());
+        (32..35).for_each(|inode| room.know(inode).unwrap());
         assert_eq!(told(&mut agent), b"");
-        room.learn(35).unwrap();
+        room.know(35).unwrap();
         assert_eq!(told(&mut agent), [FORGET_NAMES]);
-        (36..64).for_each(|inode| room.learn(inode).unwrap());
+        (36..64).for_each(|inode| room.know(inode).unwrap());
         assert_eq!(told(&mut agent), [[FORGET_NAMES; 2].as_slice(), &[FORGET_CONTENTS; 5]].concat());
-        assert!(is_full(room.learn(64)));
+        assert!(is_full(room.know(64)));
         // What it knows costs nothing.
-        room.learn(7).unwrap();
+        room.know(7).unwrap();
     }
 
     #[test]
     fn what_is_forgotten_makes_room_when_every_mention_is_taken_back() {
         let (room, mut agent, _dir) = room(16);
-        (0..16).for_each(|inode| room.learn(inode).unwrap());
-        room.learn(3).unwrap();
+        (0..16).for_each(|inode| room.know(inode).unwrap());
+        room.know(3).unwrap();
         room.forget(3, 1);
-        assert!(is_full(room.learn(100)));
+        assert!(is_full(room.know(100)));
         room.forget(3, 1);
-        room.learn(100).unwrap();
+        room.know(100).unwrap();
         (0..16).for_each(|inode| room.forget(inode, 1));
         told(&mut agent);
         // And it is asked from the beginning.
-        (200..207).for_each(|inode| room.learn(inode).unwrap());
+        (200..207).for_each(|inode| room.know(inode).unwrap());
         assert_eq!(told(&mut agent)[0], FORGET_NAMES);
     }
 
@@ -274,8 +299,8 @@ mod tests {
     fn open_files_take_room_too_and_a_guest_cannot_close_more_than_it_opened() {
         let (room, _agent, _dir) = room(4);
         (0..3).for_each(|_| room.open().unwrap());
-        room.learn(1).unwrap();
-        assert!(is_full(room.open()) && is_full(room.learn(2)));
+        room.know(1).unwrap();
+        assert!(is_full(room.open()) && is_full(room.know(2)));
         (0..9).for_each(|_| room.close());
         room.forget(1, u64::MAX);
         (0..4).for_each(|_| room.open().unwrap());
@@ -288,18 +313,32 @@ mod tests {
     fn an_agent_that_reads_nothing_or_has_gone_delays_nobody() {
         let (room, agent, dir) = room(2);
         for inode in 0..2000 {
-            room.learn(inode % 2).unwrap();
+            room.know(inode % 2).unwrap();
             room.forget(inode % 2, 1);
         }
         drop(agent);
-        (0..4).for_each(|inode| drop(room.learn(inode)));
+        (0..4).for_each(|inode| drop(room.know(inode)));
         room.clear();
         // Another one is heard.
         let mut agent = UnixStream::connect(dir.path().join("socket")).unwrap();
-        room.learn(1).unwrap();
+        room.know(1).unwrap();
         let mut byte = [0];
         agent.read_exact(&mut byte).unwrap();
         assert_eq!(byte, [FORGET_CONTENTS]);
-        assert!(Room::new(8, None).unwrap().learn(1).is_ok());
+        assert!(Room::new(8, None).unwrap().know(1).is_ok());
+    }
+
+    #[test]
+    fn who_only_reads_need_not_say_that_a_file_is_closed() {
+        let room = Room::new(8, None).unwrap();
+        room.learn(2, 1, b"pod", false).unwrap();
+        // Nothing is there by that name, so nothing is known of its file system.
+        room.learn(3, 2, b"no-such-volume", true).unwrap();
+        room.learn(4, 3, b"file", false).unwrap();
+        assert!(!room.closing_matters(4, libc::O_RDONLY as u32));
+        assert!(
+            room.closing_matters(4, libc::O_WRONLY as u32) && room.closing_matters(4, libc::O_RDWR as u32)
+        );
+        assert!(room.closing_matters(99, libc::O_RDWR as u32));
     }
 }

@@ -117,6 +117,8 @@ pub(crate) async fn a_terminal_has_a_size_and_takes_keys(suite: &Suite) -> Resul
     keys.writer.write_all(b"echo begin; sleep 1000; echo interrupted-$?\n").await?;
     until(&mut screen, "\nbegin").await?;
     keys.writer.write_all(b"\x03").await?;
+    // What is typed before the shell has the terminal back may be thrown away with the interrupted program's input.
+    until(&mut screen, "# ").await?;
     keys.writer.write_all(b"echo still-$((40+2))\n").await?;
     until(&mut screen, "still-42").await?;
     keys.writer.write_all(b"exit 7\n").await?;
