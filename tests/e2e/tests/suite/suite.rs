@@ -232,7 +232,12 @@ pub(crate) async fn launch(
 
 /// Waits until a container has ended by itself; its exit code.
 pub(crate) async fn exit_code(client: &Client, container: &str) -> Result<i32> {
-    wait::until("the container's end", CONTAINER_LIMIT, || {
+    exit_code_within(CONTAINER_LIMIT, client, container).await
+}
+
+/// The same, with a limit of its own.
+pub(crate) async fn exit_code_within(limit: Duration, client: &Client, container: &str) -> Result<i32> {
+    wait::until("the container's end", limit, || {
         let mut client = client.clone();
         async move {
             let status = client.container_status(container).await?;
