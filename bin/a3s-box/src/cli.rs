@@ -123,6 +123,9 @@ pub(crate) struct RunArgs {
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
 
+    /// Leave the command to the daemon and print its container's id: see ps, logs, exec, attach, stop and rm
+    #[arg(short = 'd', long)]
+    pub(crate) detach: bool,
     /// Keep stdin open; without this the command reads nothing
     #[arg(short = 'i', long)]
     pub(crate) interactive: bool,

@@ -9,8 +9,6 @@ pub(crate) struct Habits {
     /// Removed after its end: every box is
     #[arg(long, hide = true)]
     rm: bool,
-    #[arg(short = 'd', long, hide = true)]
-    detach: bool,
     #[arg(long, hide = true)]
     init: bool,
     #[arg(long, hide = true, value_name = "POLICY")]
@@ -30,13 +28,14 @@ pub(crate) struct Habits {
 }
 
 impl Habits {
+    /// Whether the container shall be gone after its end.
+    pub(crate) fn removes(&self) -> bool {
+        self.rm
+    }
+
     /// Refuses what would otherwise be left out without a word.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let known = [
-            (
-                self.detach,
-                "-d: `run` stays with its command; start it as a service (systemd-run a3s-box run …), or as a pod of the daemon",
-            ),
             (
                 self.init,
                 "--init: the command is process 1 of its container, and what it leaves behind ends with it; if it must reap \
@@ -87,9 +86,7 @@ mod tests {
     fn a_habit_is_obeyed_or_answered_with_what_to_do_instead() {
         assert_eq!(checked(&["--rm", "--restart", "no", "--net", "none"]), Ok(()));
         for (line, instead) in [
-            (&["-d"][..], "systemd-run"),
-            (&["-itd"], "systemd-run"),
-            (&["--add-host", "a:1.2.3.4"], "/etc/hosts"),
+            (&["--add-host", "a:1.2.3.4"][..], "/etc/hosts"),
             (&["--ulimit", "nofile=1"], "ulimit"),
             (&["--restart", "always"], "service manager"),
             (&["--gpus", "all"], "no device of the host"),

@@ -74,6 +74,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
 
 async fn command(command: Command, config: Config) -> anyhow::Result<u8> {
     match command {
+        Command::Run(args) if args.detach => daemon::start(config, *args).await,
         Command::Run(args) => run::run(config, args).await,
         Command::Pull(args) => images::pull(config, args).await,
         Command::Images(args) => images::list(config, args).await,

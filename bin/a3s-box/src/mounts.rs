@@ -112,6 +112,11 @@ impl Mount {
         Ok(Self { source, target: target.to_owned(), readonly: false, options: Vec::new() })
     }
 
+    /// Whether it shows something of the host.
+    pub(crate) fn is_host(&self) -> bool {
+        matches!(self.source, Source::Host(_))
+    }
+
     /// What the session is given.
     pub(crate) fn spec(&self) -> anyhow::Result<MountSpec> {
         let source = match &self.source {

@@ -20,7 +20,7 @@ use crate::size::Cpus;
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Files of /proc and /sys that say or change more than a workload should, as container engines hide them.
-const MASKED: [&str; 9] = [
+pub(crate) const MASKED: [&str; 9] = [
     "/proc/acpi",
     "/proc/kcore",
     "/proc/keys",
@@ -31,7 +31,8 @@ const MASKED: [&str; 9] = [
     "/proc/scsi",
     "/sys/firmware",
 ];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(crate) const READONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The box of a `run`.
 pub(crate) fn box_spec(
@@ -114,7 +115,7 @@ fn mounts(args: &RunArgs) -> anyhow::Result<Vec<MountSpec>> {
 }
 
 /// `NAME=VALUE`, or `NAME` with an empty value.
-fn labels(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+pub(crate) fn labels(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     let label = |text: &String| {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         ensure!(!name.is_empty(), "--label: {text:?} has no name");
@@ -157,6 +158,16 @@ fn variables(
         let term = environment("TERM").unwrap_or_else(|| "xterm".to_owned());
         env.push(format!("TERM={term}"));
     }
+    env.extend(given_variables(args, environment)?);
+    Ok(env)
+}
+
+/// What files and single variables of the command line say, in this order.
+pub(crate) fn given_variables(
+    args: &RunArgs,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Vec<String>> {
+    let mut env = Vec::new();
     for path in &args.env_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the variables in {}", path.display()))?;

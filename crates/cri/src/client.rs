@@ -15,10 +15,14 @@ use thiserror::Error;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::proto::image_service_client::ImageServiceClient;
 use crate::proto::runtime_service_client::RuntimeServiceClient;
 use crate::proto::{
-    AttachRequest, ContainerState, ContainerStatusRequest, ExecRequest, ListContainersRequest,
-    ListPodSandboxRequest, PodSandboxState, PortForwardRequest, StatusRequest, StatusResponse,
+    AttachRequest, ContainerConfig, ContainerState, ContainerStatusRequest, CreateContainerRequest,
+    ExecRequest, ImageSpec, ImageStatusRequest, ListContainersRequest, ListPodSandboxRequest,
+    PodSandboxConfig, PodSandboxState, PortForwardRequest, PullImageRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StatusResponse, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 
 /// None of these calls waits for a guest.
@@ -123,6 +127,8 @@ fn quarantined(info: &HashMap<String, String>) -> Option<(String, String)> {
 #[derive(Debug, Clone)]
 pub struct Client {
     runtime: RuntimeServiceClient<Channel>,
+    /// For calls that wait for a guest or a registry. The daemon has limits of its own for those.
+    patient: Channel,
     certificate: Option<Pinned>,
 }
 
@@ -131,8 +137,9 @@ impl Client {
     pub async fn connect(socket: &Path, certificate: Option<Pinned>) -> Result<Self, ClientError> {
         let failed = |source| ClientError::Connect { socket: socket.to_owned(), source };
         let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).map_err(failed)?;
+        let patient = endpoint.clone().connect_timeout(LIMIT).connect_lazy();
         let channel = endpoint.connect_timeout(LIMIT).timeout(LIMIT).connect().await.map_err(failed)?;
-        Ok(Self { runtime: RuntimeServiceClient::new(channel), certificate })
+        Ok(Self { runtime: RuntimeServiceClient::new(channel), patient, certificate })
     }
 
     /// What the daemon says of itself, and is not as it should be: the condition's name and the reason.
@@ -234,9 +241,79 @@ impl Client {
         Ok(self.target(answer.url))
     }
 
+    /// Whether the daemon has an image by this name.
+    pub async fn has_image(&mut self, name: &str) -> Result<bool, ClientError> {
+        let request = ImageStatusRequest { image: Some(named(name)), verbose: false };
+        let mut images = ImageServiceClient::new(self.patient.clone());
+        let answer = images.image_status(request).await.map_err(refused("ImageStatus"))?;
+        Ok(answer.into_inner().image.is_some())
+    }
+
+    /// Has the daemon fetch an image.
+    pub async fn pull(&mut self, name: &str) -> Result<(), ClientError> {
+        let request = PullImageRequest { image: Some(named(name)), ..Default::default() };
+        let mut images = ImageServiceClient::new(self.patient.clone());
+        images.pull_image(request).await.map_err(refused("PullImage"))?;
+        Ok(())
+    }
+
+    /// Starts a pod with one container, whose id is answered. What fails leaves no pod behind.
+    pub async fn run(
+        &mut self,
+        pod: PodSandboxConfig,
+        container: ContainerConfig,
+    ) -> Result<String, ClientError> {
+        let mut runtime = RuntimeServiceClient::new(self.patient.clone());
+        let request = RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: String::new() };
+        let answer = runtime.run_pod_sandbox(request).await.map_err(refused("RunPodSandbox"))?;
+        let pod_sandbox_id = answer.into_inner().pod_sandbox_id;
+        let started = async {
+            let request = CreateContainerRequest {
+                pod_sandbox_id: pod_sandbox_id.clone(),
+                config: Some(container),
+                sandbox_config: Some(pod),
+            };
+            let answer = runtime.create_container(request).await.map_err(refused("CreateContainer"))?;
+            let container_id = answer.into_inner().container_id;
+            let request = StartContainerRequest { container_id: container_id.clone() };
+            runtime.start_container(request).await.map_err(refused("StartContainer"))?;
+            Ok(container_id)
+        };
+        let started = started.await;
+        if started.is_err() {
+            // The first failure is the one to tell.
+            let _ = self.remove(&pod_sandbox_id).await;
+        }
+        started
+    }
+
+    /// Ends a container, with so many seconds between the signal and the kill, and then its pod's box.
+    pub async fn stop(&mut self, pod: &str, container: &str, grace: u32) -> Result<(), ClientError> {
+        let mut runtime = RuntimeServiceClient::new(self.patient.clone());
+        let request = StopContainerRequest { container_id: container.to_owned(), timeout: grace.into() };
+        runtime.stop_container(request).await.map_err(refused("StopContainer"))?;
+        let request = StopPodSandboxRequest { pod_sandbox_id: pod.to_owned() };
+        runtime.stop_pod_sandbox(request).await.map_err(refused("StopPodSandbox"))?;
+        Ok(())
+    }
+
+    /// Removes a pod with all that is in it.
+    pub async fn remove(&mut self, pod: &str) -> Result<(), ClientError> {
+        let mut runtime = RuntimeServiceClient::new(self.patient.clone());
+        let request = StopPodSandboxRequest { pod_sandbox_id: pod.to_owned() };
+        runtime.stop_pod_sandbox(request).await.map_err(refused("StopPodSandbox"))?;
+        let request = RemovePodSandboxRequest { pod_sandbox_id: pod.to_owned() };
+        runtime.remove_pod_sandbox(request).await.map_err(refused("RemovePodSandbox"))?;
+        Ok(())
+    }
+
     fn target(&self, url: String) -> Target {
         Target { url, certificate: self.certificate.clone() }
     }
+}
+
+fn named(image: &str) -> ImageSpec {
+    ImageSpec { image: image.to_owned(), ..Default::default() }
 }
 
 fn state(state: ContainerState) -> State {

@@ -20,6 +20,30 @@ pub(crate) enum DaemonCommand {
     Logs(LogsArgs),
     /// Copy files into a container or out of it
     Cp(CpArgs),
+    /// End containers of `run -d`; their output stays
+    Stop(StopArgs),
+    /// Remove containers of `run -d` with their output
+    Rm(RmArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StopArgs {
+    /// Their names, or the beginnings of their ids
+    #[arg(required = true)]
+    pub(crate) containers: Vec<String>,
+    /// Seconds between the signal and the kill
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) time: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RmArgs {
+    /// Their names, or the beginnings of their ids
+    #[arg(required = true)]
+    pub(crate) containers: Vec<String>,
+    /// End them if they still run
+    #[arg(short = 'f', long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -6,6 +6,7 @@ mod attend;
 mod call;
 mod cp;
 mod detach;
+mod detached;
 mod find;
 mod forward;
 mod logs;
@@ -16,12 +17,19 @@ use a3s_box_host::Config;
 use a3s_box_streaming::Pinned;
 
 pub(crate) use args::DaemonCommand;
+pub(crate) use detached::start;
+
+async fn connect(config: &Config) -> anyhow::Result<Client> {
+    let certificate = config.streaming.tls_certificate.as_deref().map(Pinned::read).transpose()?;
+    Ok(Client::connect(&config.socket(), certificate).await?)
+}
 
 /// Runs one of them and answers its exit code.
 pub(crate) async fn run(config: Config, command: DaemonCommand) -> anyhow::Result<u8> {
-    let certificate = config.streaming.tls_certificate.as_deref().map(Pinned::read).transpose()?;
-    let client = Client::connect(&config.socket(), certificate).await?;
+    let client = connect(&config).await?;
     match command {
+        DaemonCommand::Stop(args) => detached::stop(client, args).await,
+        DaemonCommand::Rm(args) => detached::remove(&config, client, args).await,
         DaemonCommand::Ps(args) => ps::ps(client, args).await,
         DaemonCommand::Exec(args) => call::exec(client, args).await,
         DaemonCommand::Attach(args) => call::attach(client, args).await,

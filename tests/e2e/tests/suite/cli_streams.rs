@@ -1,4 +1,4 @@
-//! `a3s-box exec`, `attach`, `cp`, `logs` and `port-forward`, as people use them.
+//! `a3s-box run -d`, `ps`, `exec`, `attach`, `cp`, `logs`, `port-forward`, `stop` and `rm`, as people use them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -145,5 +145,60 @@ pub(crate) async fn ports_are_forwarded_to_this_machine(suite: &Suite) -> Result
     }
     child.kill().await?;
     client.remove_pod(&pod).await?;
+    Ok(())
+}
+
+/// What a command that must fail says.
+async fn refusal(suite: &Suite, arguments: &[&str]) -> Result<String> {
+    let mut command = a3s_box(suite, arguments);
+    let output = tokio::time::timeout(LIMIT, command.stdin(Stdio::null()).kill_on_drop(true).output());
+    let output = output.await.with_context(|| format!("{arguments:?} does not end"))??;
+    ensure!(!output.status.success(), "{arguments:?} succeeded: {output:?}");
+    Ok(String::from_utf8(output.stderr)?)
+}
+
+pub(crate) async fn a_detached_command_is_listed_entered_stopped_and_removed(suite: &Suite) -> Result<()> {
+    let script = "echo $WORD; trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    let volume = suite.state().join("detached-volume");
+    fs::create_dir_all(&volume)?;
+    fs::write(volume.join("file"), "of the host\n")?;
+    let shown = format!("{}:/shown:ro", volume.display());
+    let run = ["run", "-d", "--name", "web", "-e", "WORD=hello", "-u", "1000", "-v", &shown, suite.shell()];
+    let id = finish(suite, &[&run[..], &["--", script]].concat()).await?.trim().to_owned();
+    let taken = refusal(suite, &run).await?;
+    ensure!(taken.contains("the name web is taken"), "{taken}");
+    ensure!(finish(suite, &["ps", "-q"]).await?.contains(&id));
+
+    a3s_box_e2e::wait::until("the command's first words", LIMIT, || async {
+        Ok((finish(suite, &["logs", "web"]).await? == "hello\nup\n").then_some(()))
+    })
+    .await?;
+    let inside =
+        finish(suite, &["exec", "web", "--", "sh", "-c", "id -u; hostname; cat /shown/file"]).await?;
+    ensure!(inside == "1000\nweb\nof the host\n", "{inside}");
+    let runs = refusal(suite, &["rm", "web"]).await?;
+    ensure!(runs.contains("still runs") && runs.contains("a3s-box stop web"), "{runs}");
+    finish(suite, &["stop", "web"]).await?;
+    let words = finish(suite, &["logs", "web"]).await?;
+    ensure!(words == "hello\nup\nbye\n", "{words}");
+    ensure!(!finish(suite, &["ps", "-q"]).await?.contains(&id));
+    let listed = finish(suite, &["ps", "-a"]).await?;
+    ensure!(listed.lines().any(|line| line.contains("web") && line.contains("exited")), "{listed}");
+    finish(suite, &["rm", &id]).await?;
+    ensure!(!finish(suite, &["ps", "-a", "-q"]).await?.contains(&id));
+
+    // A command that cannot start leaves no pod, and others' containers are not ours to end.
+    let missing =
+        refusal(suite, &["run", "-d", "--name", "bad", "--entrypoint", "/no/such", suite.shell()]).await?;
+    ensure!(missing.contains("/no/such"), "{missing}");
+    ensure!(!finish(suite, &["ps", "-a", "--pods"]).await?.contains("bad"));
+    let mut client = suite.client()?;
+    let config = suite.pod("of-kubelet")?;
+    let pod = client.run_pod(&config).await?;
+    let container = launch(&mut client, &pod, suite.script("main", "sleep 3600"), &config).await?;
+    let not_ours = refusal(suite, &["rm", "-f", &container]).await?;
+    ensure!(not_ours.contains("which `run -d` has not started"), "{not_ours}");
+    client.remove_pod(&pod).await?;
+    ensure!(!suite.state().join("root/detached").exists());
     Ok(())
 }

@@ -137,6 +137,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     cli_streams::files_are_copied_both_ways,
     cli_streams::logs_are_cut_and_followed_to_the_containers_end,
     cli_streams::ports_are_forwarded_to_this_machine,
+    cli_streams::a_detached_command_is_listed_entered_stopped_and_removed,
     networks::pods_reach_each_other_and_the_host_over_both_families,
     networks::a_guest_boots_while_a_slow_plugin_makes_two_interfaces,
     networks::a_nic_has_a_queue_per_processor_where_they_run_side_by_side,
