@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use a3s_box_core::spec::RlimitSpec;
 use a3s_box_host::ConfigFlags;
 use a3s_box_host::config::parse_duration;
 
@@ -17,7 +18,7 @@ use crate::daemon::DaemonCommand;
 use crate::habits::Habits;
 use crate::mounts::Mount;
 use crate::publish::Publish;
-use crate::size::{Cpus, parse_bytes, parse_memory_mib, parse_vcpus};
+use crate::size::{Cpus, parse_bytes, parse_memory_mib, parse_ulimit, parse_vcpus};
 
 /// Pods and commands in microVMs.
 #[derive(Debug, Parser)]
@@ -187,6 +188,9 @@ pub(crate) struct RunArgs {
     /// So much of them, e.g. 0.5; without --vcpus the box gets as many as it takes
     #[arg(long, value_name = "N", value_parser = Cpus::parse)]
     pub(crate) cpus: Option<Cpus>,
+    /// A limit of the command (nofile, nproc, memlock, core, stack, …); -1 is none (may be repeated)
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_ulimit)]
+    pub(crate) ulimit: Vec<RlimitSpec>,
     /// Memory, e.g. 512M or 2G [default: size.memory_mib]
     #[arg(short = 'm', long, value_name = "SIZE", value_parser = parse_memory_mib)]
     pub(crate) memory: Option<u32>,

@@ -15,8 +15,6 @@ pub(crate) struct Habits {
     restart: Option<String>,
     #[arg(long, hide = true, value_name = "NAME:IP")]
     add_host: Vec<String>,
-    #[arg(long, hide = true, value_name = "NAME=SOFT[:HARD]")]
-    ulimit: Vec<String>,
     #[arg(long, hide = true, value_name = "PATH")]
     device: Vec<String>,
     #[arg(long, hide = true, value_name = "GPUS")]
@@ -46,10 +44,6 @@ impl Habits {
                 "--restart: what is started again belongs to a service manager or to Kubernetes",
             ),
             (!self.add_host.is_empty(), "--add-host: mount a file of your own with -v FILE:/etc/hosts:ro"),
-            (
-                !self.ulimit.is_empty(),
-                "--ulimit: set it where the command starts: a3s-box run IMAGE sh -c 'ulimit …; exec CMD'",
-            ),
             (
                 !self.device.is_empty(),
                 "--device: a box has a kernel of its own and sees no device of the host",
@@ -87,7 +81,6 @@ mod tests {
         assert_eq!(checked(&["--rm", "--restart", "no", "--net", "none"]), Ok(()));
         for (line, instead) in [
             (&["--add-host", "a:1.2.3.4"][..], "/etc/hosts"),
-            (&["--ulimit", "nofile=1"], "ulimit"),
             (&["--restart", "always"], "service manager"),
             (&["--gpus", "all"], "no device of the host"),
         ] {

@@ -1,6 +1,6 @@
 //! Sizes of boxes on the command line.
 
-use a3s_box_core::spec::Limits;
+use a3s_box_core::spec::{Limits, RlimitSpec};
 use a3s_box_host::config::parse_size;
 
 const LEAST_MIB: u64 = 128;
@@ -23,6 +23,46 @@ pub(crate) fn parse_memory_mib(text: &str) -> Result<u32, String> {
         Ok(fitting) if (LEAST_MIB..=MOST_MIB).contains(&mib) => Ok(fitting),
         Ok(_) | Err(_) => Err(format!("{text:?} is out of range: a box has between {LEAST_MIB}M and 1T")),
     }
+}
+
+/// The names that `--ulimit` has for the limits of setrlimit(2), without `RLIMIT_`.
+const LIMITS: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
+/// `nofile=1024`, `nofile=1024:2048`, `core=-1`: a number, of bytes where the limit counts bytes; -1 is no limit.
+pub(crate) fn parse_ulimit(text: &str) -> Result<RlimitSpec, String> {
+    let wrong = || format!("{text:?} is not NAME=SOFT[:HARD] with one of {}", LIMITS.join(", "));
+    let (name, values) = text.split_once('=').ok_or_else(wrong)?;
+    if !LIMITS.contains(&name) {
+        return Err(wrong());
+    }
+    let value = |text: &str| match text {
+        "-1" | "unlimited" => Ok(u64::MAX),
+        number => number.parse().map_err(|_| wrong()),
+    };
+    let (soft, hard) = match values.split_once(':') {
+        None => (value(values)?, value(values)?),
+        Some((soft, hard)) => (value(soft)?, value(hard)?),
+    };
+    if soft > hard {
+        return Err(format!("{text:?}: the soft limit is above the hard one"));
+    }
+    Ok(RlimitSpec { name: format!("RLIMIT_{}", name.to_uppercase()), soft, hard })
 }
 
 /// 1 to 64; fractions belong to limits inside a box, a virtual machine has whole CPUs.
@@ -83,6 +123,17 @@ mod tests {
         assert_eq!(seen("2"), (2, Some(200_000)));
         for bad in ["0", "0.001", "-1", "65", "NaN", "all", ""] {
             assert!(Cpus::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_of_a_process_have_dockers_names() {
+        let limit = |name: &str, soft, hard| Ok(RlimitSpec { name: name.to_owned(), soft, hard });
+        assert_eq!(parse_ulimit("nofile=100"), limit("RLIMIT_NOFILE", 100, 100));
+        assert_eq!(parse_ulimit("core=0:-1"), limit("RLIMIT_CORE", 0, u64::MAX));
+        assert_eq!(parse_ulimit("memlock=unlimited"), limit("RLIMIT_MEMLOCK", u64::MAX, u64::MAX));
+        for bad in ["nofile", "nofile=", "nofile=a", "nofile=2:1", "as=1", "nofile=-1:5", "=1"] {
+            assert!(parse_ulimit(bad).is_err(), "{bad}");
         }
     }
 

@@ -85,6 +85,7 @@ pub(crate) fn session_spec(
                 drop: args.cap_drop.clone(),
                 ..CapabilitySpec::default()
             },
+            rlimits: args.ulimit.clone(),
             ..ProcessSpec::default()
         },
         labels: labels(&args.labels)?,

@@ -216,6 +216,20 @@ pub struct ProcessSpec {
     pub seccomp: SeccompSpec,
     /// `oom_score_adj`, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+    /// Resource limits, by the names of setrlimit(2); others are the runtime's or the guest's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<RlimitSpec>,
+}
+
+/// A resource limit of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RlimitSpec {
+    /// `RLIMIT_NOFILE`, …
+    pub name: String,
+    /// What holds; `u64::MAX` is no limit.
+    pub soft: u64,
+    /// How far the process may raise it; not below `soft`.
+    pub hard: u64,
 }
 
 /// As whom a process runs. Names are resolved in the session's own /etc/passwd and /etc/group.

@@ -124,6 +124,7 @@ fn check(args: &RunArgs) -> anyhow::Result<()> {
         (args.habits.removes(), "--rm: nobody would notice the end; `a3s-box rm` removes the container"),
         (with_memory, "memory as a file system (--tmpfs, --mount type=tmpfs): CRI has no word for it"),
         (args.shm_size.is_some(), "--shm-size: CRI has no word for it; /dev/shm has 64M"),
+        (!args.ulimit.is_empty(), "--ulimit: CRI has no word for it"),
         (args.network.is_some(), "--network: it is the one of the daemon's pods"),
         (args.timeout.is_some(), "--timeout: `a3s-box stop` ends it"),
         (args.timings, "--timings: `a3s-box run` without -d shows them, and `crictl inspectp` for pods"),

@@ -177,6 +177,7 @@ fn process(
         no_new_privileges: context.no_new_privs,
         seccomp: security::seccomp(context, filter, CONTEXT)?,
         oom_score_adj,
+        rlimits: Vec::new(),
     })
 }
 

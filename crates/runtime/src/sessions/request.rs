@@ -152,6 +152,7 @@ fn inherit(own: &ProcessSpec, asked: &ProcessSpec) -> ProcessSpec {
         no_new_privileges: own.no_new_privileges || asked.no_new_privileges,
         seccomp: own.seccomp.clone(),
         oom_score_adj: asked.oom_score_adj.or(own.oom_score_adj),
+        rlimits: own.rlimits.iter().chain(&asked.rlimits).cloned().collect(),
     }
 }
 
@@ -179,9 +180,20 @@ fn process(spec: &ProcessSpec, privileged: bool, facts: &BoxFacts) -> Result<pro
         seccomp_bpf: seccomp::program(filter, capabilities.bounding)?,
         capabilities: Some(on_the_wire(capabilities)),
         no_new_privileges: spec.no_new_privileges,
-        rlimits: vec![proto::Rlimit { name: "RLIMIT_NOFILE".to_owned(), soft: NOFILE.0, hard: NOFILE.1 }],
+        rlimits: rlimits(spec),
         oom_score_adj: spec.oom_score_adj,
     })
+}
+
+/// The runtime's limit of descriptors, and what was asked for: of equal names the later one counts.
+fn rlimits(spec: &ProcessSpec) -> Vec<proto::Rlimit> {
+    let usual = proto::Rlimit { name: "RLIMIT_NOFILE".to_owned(), soft: NOFILE.0, hard: NOFILE.1 };
+    let asked = spec.rlimits.iter().map(|limit| proto::Rlimit {
+        name: limit.name.clone(),
+        soft: limit.soft,
+        hard: limit.hard,
+    });
+    std::iter::once(usual).chain(asked).collect()
 }
 
 /// The given environment after what container users expect to be there; later entries win.

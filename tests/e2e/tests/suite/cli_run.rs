@@ -152,7 +152,7 @@ pub(crate) async fn the_flags_of_dockers_users_mean_what_they_say(suite: &Suite)
     let mount = format!("type=bind,src={},dst=/m,readonly", dir.display());
     let script = "hostname; nproc; for at in /t /dev/shm; do df -k $at | awk 'END { print $2 }'; done; \
                   touch /m/x 2>/dev/null || echo read-only; touch /tmp/x; chown 1 /tmp/x 2>/dev/null || echo no chown; \
-                  ip link set lo mtu 1400 && echo mtu";
+                  ip link set lo mtu 1400 && echo mtu; ulimit -n; ulimit -Hn";
     let flags = [
         "--rm",
         "--hostname",
@@ -166,10 +166,21 @@ pub(crate) async fn the_flags_of_dockers_users_mean_what_they_say(suite: &Suite)
         "-u",
         "root",
     ];
-    let more = ["--mount", &mount, "--cap-add", "net_admin", "--cap-drop", "CHOWN", "-l", "a=b"];
+    let more = [
+        "--mount",
+        &mount,
+        "--cap-add",
+        "net_admin",
+        "--cap-drop",
+        "CHOWN",
+        "-l",
+        "a=b",
+        "--ulimit",
+        "nofile=100:200",
+    ];
     let arguments = [&flags[..], &more, &[suite.shell(), "--", script]].concat();
     let (code, out, err) = finish(suite, &arguments).await?;
-    let expected = "nest\n2\n1024\n3072\nread-only\nno chown\nmtu\n";
+    let expected = "nest\n2\n1024\n3072\nread-only\nno chown\nmtu\n100\n200\n";
     ensure!(code == Some(0) && out == expected, "{code:?}: {out:?} {err}");
 
     let script = "mkdir /own && mount -t tmpfs none /own && echo mounted";
@@ -177,7 +188,10 @@ pub(crate) async fn the_flags_of_dockers_users_mean_what_they_say(suite: &Suite)
     ensure!(out == "mounted\n", "{out:?} {err}");
 
     let (code, out, err) = finish(suite, &["-d", suite.shell(), "--", "true"]).await?;
-    ensure!(code == Some(125) && out.is_empty() && err.contains("systemd-run"), "{code:?}: {out} {err}");
+    ensure!(
+        code == Some(125) && out.is_empty() && err.contains("-d does not go with --network"),
+        "{code:?}: {out} {err}"
+    );
     Ok(())
 }
 

@@ -333,6 +333,7 @@ fn process() -> ProcessSpec {
         no_new_privileges: true,
         seccomp: SeccompSpec::Profile(Box::new(profile())),
         oom_score_adj: Some(-997),
+        rlimits: Vec::new(),
     }
 }
 
