@@ -197,7 +197,9 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        let entry = self.named(Kind::Symlink, &[name])?.symlink(ctx, linkname, parent, name, extensions)?;
+        let files = self.named(Kind::Symlink, &[name])?;
+        self.room.check(1)?;
+        let entry = files.symlink(ctx, linkname, parent, name, extensions)?;
         self.told(ctx, parent, name, entry)
     }
 
@@ -212,6 +214,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         extensions: Extensions,
     ) -> io::Result<Entry> {
         let files = self.named(Kind::Mknod, &[name])?;
+        self.room.check(1)?;
         self.told(ctx, inode, name, files.mknod(ctx, inode, name, mode, rdev, umask, extensions)?)
     }
 
@@ -224,7 +227,9 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        let entry = self.named(Kind::Mkdir, &[name])?.mkdir(ctx, parent, name, mode, umask, extensions)?;
+        let files = self.named(Kind::Mkdir, &[name])?;
+        self.room.check(1)?;
+        let entry = files.mkdir(ctx, parent, name, mode, umask, extensions)?;
         self.told(ctx, parent, name, entry)
     }
 
@@ -284,6 +289,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)> {
         let files = self.named(Kind::Create, &[name])?;
+        self.room.check(2)?;
         let create = || files.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions);
         let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
         let inode = entry.inode;

@@ -162,6 +162,9 @@ fn what_the_guest_knows_takes_room_until_it_forgets() {
         )
     };
     assert_eq!(errno(create("new")), Some(libc::ENFILE));
+    let made = share.mkdir(context(), ROOT_ID, &name("made"), 0o755, 0, Extensions::default());
+    assert_eq!(errno(made), Some(libc::ENFILE));
+    assert!(!root.join("new").exists() && !root.join("made").exists());
     share.batch_forget(context(), known[..2].iter().map(|inode| (*inode, 1)).collect());
     let (entry, handle, _) = create("new").unwrap();
     assert_eq!(errno(share.lookup(context(), ROOT_ID, more)), Some(libc::ENFILE));

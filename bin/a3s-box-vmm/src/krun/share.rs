@@ -169,6 +169,7 @@ impl DynFileSystem for Share {
     ) -> io::Result<Entry> {
         self.requests.count(Kind::Symlink);
         name(new)?;
+        self.room.check(1)?;
         let entry = FileSystem::symlink(&self.server, context, target, parent, new, more)?;
         self.told(context, parent, new.to_bytes(), entry)
     }
@@ -185,6 +186,7 @@ impl DynFileSystem for Share {
     ) -> io::Result<Entry> {
         self.requests.count(Kind::Mknod);
         name(new)?;
+        self.room.check(1)?;
         let entry = FileSystem::mknod(&self.server, context, parent, new, mode, device, umask, more)?;
         self.told(context, parent, new.to_bytes(), entry)
     }
@@ -200,6 +202,7 @@ impl DynFileSystem for Share {
     ) -> io::Result<Entry> {
         self.requests.count(Kind::Mkdir);
         name(new)?;
+        self.room.check(1)?;
         let entry = FileSystem::mkdir(&self.server, context, parent, new, mode, umask, more)?;
         self.told(context, parent, new.to_bytes(), entry)
     }
@@ -243,6 +246,7 @@ impl DynFileSystem for Share {
     ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
         self.requests.count(Kind::Create);
         name(new)?;
+        self.room.check(2)?;
         let create = || {
             FileSystem::create(&self.server, context, parent, new, mode, kill_privileges, flags, umask, more)
         };

@@ -106,6 +106,13 @@ impl Room {
         Ok(())
     }
 
+    /// Whether there is room for so many descriptors more. Asked before something is made: a file must not stay behind of which
+    /// the guest was told that it could not be made.
+    pub(crate) fn check(&self, more: u64) -> io::Result<()> {
+        let used = self.used(self.held().inodes.len() as u64);
+        if used.saturating_add(more) > self.limit { Err(full()) } else { Ok(()) }
+    }
+
     /// Whether the guest has to say when it closes this file, which it opens with these flags.
     pub(crate) fn closing_matters(&self, inode: u64, flags: u32) -> bool {
         let writes = flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
