@@ -80,6 +80,7 @@ const STAGES: &[Stage] = &[
     stage("umoci", Turn::Idle, umoci::run),
     stage("fuzz", Turn::Idle, fuzz::run),
     stage("e2e-qemu", Turn::Next, e2e::qemu),
+    stage("e2e-libkrun-2", Turn::Next, e2e::libkrun_late),
 ];
 
 /// What a stage that takes only what others leave adds to its niceness: as much as there is.
@@ -185,9 +186,9 @@ fn summarize(reports: &[Report], total: Duration) -> ExitCode {
                 (ui::red("FAILED "), format!("{error:#}").lines().next().unwrap_or_default().to_owned())
             }
         };
-        println!("  {:<12} {word} {:>8}  {words}", report.name, ui::time(report.time));
+        println!("  {:<13} {word} {:>8}  {words}", report.name, ui::time(report.time));
     }
-    println!("  {:<12} {:>16}", "total", ui::time(total));
+    println!("  {:<13} {:>16}", "total", ui::time(total));
     println!("stages: {passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
