@@ -19,7 +19,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use a3s_box_vmm::launch::jail;
 use anyhow::{Context, anyhow};
@@ -32,15 +31,13 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 
+use crate::share::CACHED;
 use crate::share::room::Room;
 use crate::{counts, inherited, logs};
 use share::Share;
 
 /// The word that chooses this role.
 pub(crate) const ROLE: &str = "file-server";
-
-/// How long a guest may believe what it was told of a file.
-const CACHED: Duration = Duration::from_secs(1);
 
 /// Descriptors that are not the guest's to use up: QEMU may send one for each of 509 regions of memory, the rest is the
 /// library's own.

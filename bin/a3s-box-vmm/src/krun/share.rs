@@ -22,6 +22,7 @@ use msb_krun_devices::virtio::fs::filesystem::{
 use msb_krun_devices::virtio::fs::passthrough::{Config, PassthroughFs};
 use msb_krun_devices::virtio::fs::{AddDirEntry, AddDirEntryPlus, DynFileSystem};
 
+use crate::share::CACHED;
 use crate::share::attributes::{self, LONGEST_LIST, List};
 use crate::share::room::Room;
 
@@ -47,7 +48,12 @@ pub(crate) struct Share {
 impl Share {
     /// Serves `directory`, which is opened when the guest mounts the share.
     pub(crate) fn new(directory: &str, requests: &'static Requests, room: Room) -> io::Result<Self> {
-        let config = Config { root_dir: directory.to_owned(), ..Config::default() };
+        let config = Config {
+            root_dir: directory.to_owned(),
+            entry_timeout: CACHED,
+            attr_timeout: CACHED,
+            ..Config::default()
+        };
         Ok(Self { server: PassthroughFs::new(config)?, requests, room })
     }
 
@@ -553,6 +559,7 @@ mod tests {
         assert_eq!(share.request_error(HIDDEN_INODE), Some(libc::EBADF));
         std::fs::write(dir.path().join("init.krun"), b"mine").unwrap();
         let found = share.lookup(root(), ROOT, HIDDEN).unwrap();
+        assert_eq!((found.entry_timeout, found.attr_timeout), (CACHED, CACHED));
         assert_eq!(found.attr.st_size, 4);
         assert_ne!(found.inode, HIDDEN_INODE);
         assert_eq!(share.request_error(found.inode), None);
