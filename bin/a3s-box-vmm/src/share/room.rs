@@ -94,23 +94,30 @@ impl Room {
                     known.into_mut().times += 1;
                     return Ok(());
                 }
-                Entry::Vacant(_) if self.used(count) >= self.limit => return Err(full()),
+                Entry::Vacant(_) if self.used(count) >= self.limit => None,
                 Entry::Vacant(new) => {
                     let place = Place::of(parent, directory, name, mounted, closing_matters);
                     new.insert(Known { times: 1, place });
+                    Some(self.whether_to_ask(&mut held))
                 }
             }
-            self.whether_to_ask(&mut held)
         };
-        self.make_room(ask);
+        self.make_room(ask.ok_or_else(|| self.refusal())?);
         Ok(())
+    }
+
+    /// For a guest that has used up its room. It is asked each time: what it could not forget before it may forget now, and
+    /// nothing else would ever ask.
+    fn refusal(&self) -> io::Error {
+        self.make_room(Ask::Contents);
+        io::Error::from_raw_os_error(libc::ENFILE)
     }
 
     /// Whether there is room for so many descriptors more. Asked before something is made: a file must not stay behind of which
     /// the guest was told that it could not be made.
     pub(crate) fn check(&self, more: u64) -> io::Result<()> {
         let used = self.used(self.held().inodes.len() as u64);
-        if used.saturating_add(more) > self.limit { Err(full()) } else { Ok(()) }
+        if used.saturating_add(more) > self.limit { Err(self.refusal()) } else { Ok(()) }
     }
 
     /// Whether the guest has to say when it closes this file, which it opens with these flags.
@@ -134,15 +141,9 @@ impl Room {
 
     /// The guest is about to open a file.
     pub(crate) fn open(&self) -> io::Result<()> {
-        let (full, ask) = {
-            let mut held = self.held();
-            let full = self.used(held.inodes.len() as u64) >= self.limit;
-            (full, self.whether_to_ask(&mut held))
-        };
+        self.check(1)?;
+        let ask = self.whether_to_ask(&mut self.held());
         self.make_room(ask);
-        if full {
-            return Err(self::full());
-        }
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -195,10 +196,6 @@ impl Room {
             std::thread::park_timeout(WAIT);
         }
     }
-}
-
-fn full() -> io::Error {
-    io::Error::from_raw_os_error(libc::ENFILE)
 }
 
 /// What is to be done about the room.
@@ -284,6 +281,16 @@ mod tests {
         assert!(is_full(room.know(64)));
         // What it knows costs nothing.
         room.know(7).unwrap();
+    }
+
+    // It could forget nothing when it was asked (all was in use), and nobody would have asked it again.
+    #[test]
+    fn a_guest_that_is_refused_is_asked_each_time() {
+        let (room, mut agent, _dir) = room(16);
+        (0..16).for_each(|inode| room.know(inode).unwrap());
+        told(&mut agent);
+        assert!(is_full(room.know(16)) && is_full(room.open()) && is_full(room.check(1)));
+        assert_eq!(told(&mut agent), [FORGET_CONTENTS; 3]);
     }
 
     #[test]
