@@ -129,11 +129,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// Runs the stages; the reports are in the stages' order.
 fn run_stages(stages: &[&'static Stage], context: &Context<'_>) -> Vec<Report> {
     let side_by_side = thread::available_parallelism().map_or(1, NonZero::get) > 1;
-    let of = |turn: Turn| stages.iter().filter(move |stage| stage.turn == turn);
     let idle = || {
         // The thread's own, and with it its children's. Who may not is as fast as the others.
         let _ = rustix::process::nice(IDLE);
-        of(Turn::Idle).map(|stage| run_stage(stage, context)).collect::<Vec<_>>()
+        let idle = stages.iter().filter(|stage| stage.turn == Turn::Idle);
+        idle.map(|stage| run_stage(stage, context)).collect::<Vec<_>>()
     };
     thread::scope(|scope| {
         let mut beside = Vec::new();

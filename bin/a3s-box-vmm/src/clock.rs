@@ -3,17 +3,16 @@
 //! The guest asks for the time over one vsock connection, a byte per question; see `a3s_box_protocol::TIME_PORT`. It is
 //! answered here and not by the daemon, because boxes outlive daemons.
 
-use std::fs::Permissions;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use a3s_box_protocol::TIME_PORT;
-use a3s_box_vmm::launch::{jail, socket_name};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::dialled;
 
 /// Enough for the few frames of the thread that answers.
 const STACK: usize = 64 * 1024;
@@ -30,16 +29,9 @@ const READINGS: usize = 9;
 /// What no processor's counter is.
 const IMPOSSIBLE_KHZ: std::ops::RangeInclusive<u128> = 100_000..=100_000_000;
 
-/// Answers the guest's questions until the process ends. Called before rights are given up: the directory is the
-/// emulator's.
+/// Answers the guest's questions until the process ends. Called before rights are given up.
 pub(crate) fn serve_time() -> anyhow::Result<()> {
-    let path = format!("{}/{}", jail::VSOCK, socket_name(TIME_PORT));
-    // Of a guest that has booted before, with fewer interfaces.
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {path}"))?;
-    std::fs::set_permissions(&path, Permissions::from_mode(0o666))
-        .with_context(|| format!("open {path} to the guest's connections"))?;
-    listener.set_nonblocking(true).context("make the clock's socket non-blocking")?;
+    let listener = dialled::listen(TIME_PORT)?;
     std::thread::Builder::new()
         .name("clock".to_owned())
         .stack_size(STACK)

@@ -5,6 +5,7 @@
 
 mod clock;
 mod counts;
+mod dialled;
 mod file_server;
 mod inherited;
 mod jail;

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use a3s_box_protocol::FORGET_PORT;
 use a3s_box_vmm::launch::{LaunchSpec, QemuSpec, jail, socket_name};
 use a3s_box_vmm::qemu::args::{self, Inherited};
 use a3s_box_vmm::{BoxPlan, cmdline};
@@ -19,9 +20,8 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::clock::{self, Reading};
 use crate::jail::Opened;
-use crate::share::room;
 use crate::status::Status;
-use crate::{file_server, logs, privileges, vsock};
+use crate::{dialled, file_server, logs, privileges, vsock};
 
 /// A helper ended while QEMU did not.
 const HELPER_ENDED: u8 = 72;
@@ -55,7 +55,7 @@ pub(crate) fn run(
 fn serve_files(requests: File) -> anyhow::Result<Child> {
     let listener = UnixListener::bind(args::FS_SOCKET).context("listen for QEMU's file system")?;
     open_to_qemu(args::FS_SOCKET)?;
-    let agent = room::listen()?;
+    let agent = dialled::listen(FORGET_PORT)?;
     inherit(&agent)?;
     // The program itself has no path in the jail.
     let mut command = command(Path::new("/proc/self/exe"));

@@ -106,7 +106,7 @@ impl Cpus {
 }
 
 /// cgroups' own default.
-const PERIOD_US: u64 = 100_000;
+pub(crate) const PERIOD_US: u64 = 100_000;
 
 #[cfg(test)]
 mod tests {

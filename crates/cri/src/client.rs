@@ -292,6 +292,11 @@ impl Client {
         let mut runtime = RuntimeServiceClient::new(self.patient.clone());
         let request = StopContainerRequest { container_id: container.to_owned(), timeout: grace.into() };
         runtime.stop_container(request).await.map_err(refused("StopContainer"))?;
+        self.stop_pod(pod).await
+    }
+
+    async fn stop_pod(&mut self, pod: &str) -> Result<(), ClientError> {
+        let mut runtime = RuntimeServiceClient::new(self.patient.clone());
         let request = StopPodSandboxRequest { pod_sandbox_id: pod.to_owned() };
         runtime.stop_pod_sandbox(request).await.map_err(refused("StopPodSandbox"))?;
         Ok(())
@@ -299,9 +304,8 @@ impl Client {
 
     /// Removes a pod with all that is in it.
     pub async fn remove(&mut self, pod: &str) -> Result<(), ClientError> {
+        self.stop_pod(pod).await?;
         let mut runtime = RuntimeServiceClient::new(self.patient.clone());
-        let request = StopPodSandboxRequest { pod_sandbox_id: pod.to_owned() };
-        runtime.stop_pod_sandbox(request).await.map_err(refused("StopPodSandbox"))?;
         let request = RemovePodSandboxRequest { pod_sandbox_id: pod.to_owned() };
         runtime.remove_pod_sandbox(request).await.map_err(refused("RemovePodSandbox"))?;
         Ok(())

@@ -33,19 +33,16 @@ pub(super) fn libkrun(context: &Context<'_>) -> Result<Done> {
 pub(super) fn libkrun_late(context: &Context<'_>) -> Result<Done> {
     let (_, suite) = context.end_to_end.get()?;
     let list = process::output(Command::new(&suite).arg("--list"))?;
-    let early = early(&list);
-    let early: Vec<&str> = early.iter().map(String::as_str).collect();
-    on_libkrun(&context.end_to_end, &[], &early, &[], NODE_LIMIT)
+    on_libkrun(&context.end_to_end, &[], &early(&list), &[], NODE_LIMIT)
 }
 
 /// Modules that are left to the second node: about a third of the time that the suite takes.
 const LATE: &[&str] = &["bad_machine::", "endurance::", "networks::"];
 
 /// The scenarios of a list that are not [`LATE`]. The one at the end of the suite looks at what is left of all.
-fn early(list: &str) -> Vec<String> {
+fn early(list: &str) -> Vec<&str> {
     let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    let early = names.filter(|name| !LATE.iter().any(|module| name.starts_with(module)) && *name != LAST);
-    early.map(str::to_owned).collect()
+    names.filter(|name| !LATE.iter().any(|module| name.starts_with(module)) && *name != LAST).collect()
 }
 
 /// Every node ends with it.

@@ -66,7 +66,7 @@ fn serve(agent: &OsStr) -> anyhow::Result<()> {
     // Whatever prints does it to the log.
     nix::unistd::dup2_stdout(io::stderr()).context("point standard output at the log")?;
     let config = config();
-    let room = Room::new(config.guest_fd_limit, Some(agent)).context("watch for the guest's agent")?;
+    let room = Room::new(config.guest_fd_limit, Some(agent));
     // From here on only what serving files takes is allowed: another call of the system's ends the process.
     enable_seccomp(SeccompAction::Kill, false).context("install the library's filter")?;
     let files = PassthroughFs::new(config).context("prepare the share")?;

@@ -72,20 +72,6 @@ impl<F: FileSystem> Share<F> {
             false => options | OpenOptions::NOFLUSH,
         }
     }
-
-    /// Opens something, if there is room for it; `handle` finds its handle in the answer.
-    fn opened<T>(
-        &self,
-        open: impl FnOnce() -> io::Result<T>,
-        handle: impl FnOnce(&T) -> bool,
-    ) -> io::Result<T> {
-        self.room.open()?;
-        let answer = open();
-        if !answer.as_ref().is_ok_and(handle) {
-            self.room.close();
-        }
-        answer
-    }
 }
 
 /// A directory's entries while the library takes them.
@@ -273,7 +259,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
         let files = self.count(Kind::Open);
         let open = || files.open(ctx, inode, kill_priv, flags);
-        let (handle, options) = self.opened(open, |(handle, _)| handle.is_some())?;
+        let (handle, options) = self.room.opened(open, |(handle, _)| handle.is_some())?;
         Ok((handle, self.closed(inode.into(), flags, options)))
     }
 
@@ -291,7 +277,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         let files = self.named(Kind::Create, &[name])?;
         self.room.check(2)?;
         let create = || files.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions);
-        let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
+        let (entry, handle, options) = self.room.opened(create, |(_, handle, _)| handle.is_some())?;
         let inode = entry.inode;
         match self.told(ctx, parent, name, entry) {
             Ok(entry) => Ok((entry, handle, self.closed(inode, flags, options))),
@@ -434,7 +420,7 @@ impl<F: FileSystem<Inode: Copy>> FileSystem for Share<F> {
         flags: u32,
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
         let files = self.count(Kind::Opendir);
-        self.opened(|| files.opendir(ctx, inode, flags), |(handle, _)| handle.is_some())
+        self.room.opened(|| files.opendir(ctx, inode, flags), |(handle, _)| handle.is_some())
     }
 
     fn readdir(

@@ -40,7 +40,7 @@ fn serve() -> Served {
         ..Config::default()
     };
     let requests: &'static Requests = Box::leak(Box::new(Requests::new()));
-    let room = Room::new(LIMIT, None).unwrap();
+    let room = Room::new(LIMIT, None);
     let share = Share::new(PassthroughFs::new(config).unwrap(), requests, room);
     share.init(FsOptions::empty()).unwrap();
     Served { outside, share, requests }

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex};
 
-use a3s_box_protocol::{GUEST_CID, SHARE_TAG};
+use a3s_box_protocol::{FORGET_PORT, GUEST_CID, SHARE_TAG};
 use a3s_box_vmm::cmdline;
 use a3s_box_vmm::launch::{LaunchSpec, jail};
 use a3s_box_vmm::share_requests::Requests;
@@ -38,9 +38,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::clock::Reading;
 use crate::jail::Opened;
-use crate::share::room::{self, Room};
+use crate::share::room::Room;
 use crate::status::Status;
-use crate::{clock, counts, logs, panics, privileges};
+use crate::{clock, counts, dialled, logs, panics, privileges};
 use slot::Slot;
 
 const VSOCK: Slot = Slot { kind: vsock::TYPE_VSOCK, id: "vsock" };
@@ -131,8 +131,7 @@ fn console(resources: &mut VmResources, output: std::fs::File) -> anyhow::Result
 
 fn share(resources: &mut VmResources, requests: &'static Requests) -> anyhow::Result<()> {
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = Room::new(descriptors.saturating_sub(RESERVED), Some(room::listen()?));
-    let room = room.context("watch for the guest's agent")?;
+    let room = Room::new(descriptors.saturating_sub(RESERVED), Some(dialled::listen(FORGET_PORT)?));
     let backend = share::Share::new(jail::SHARE, requests, room).context("libkrun: add the share")?;
     let backend = Arc::new(backend);
     resources.custom_fs.push(CustomFsDeviceConfig { fs_id: SHARE_TAG.to_owned(), backend, shm_size: None });

@@ -78,20 +78,6 @@ impl Share {
         // SAFETY: the type is a number to whoever made it, and the server passes it on as such; it lacks a name for this bit.
         unsafe { OpenOptions::from_bits_unchecked(options.bits() | FOPEN_NOFLUSH) }
     }
-
-    /// Opens something, if there is room for it; `handle` finds its handle in the answer.
-    fn opened<T>(
-        &self,
-        open: impl FnOnce() -> io::Result<T>,
-        handle: impl FnOnce(&T) -> bool,
-    ) -> io::Result<T> {
-        self.room.open()?;
-        let answer = open();
-        if !answer.as_ref().is_ok_and(handle) {
-            self.room.close();
-        }
-        answer
-    }
 }
 
 fn errno<T>(number: i32) -> io::Result<T> {
@@ -229,14 +215,14 @@ impl DynFileSystem for Share {
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         self.requests.count(Kind::Open);
         let open = || FileSystem::open(&self.server, context, inode, kill_privileges, flags);
-        let (handle, options) = self.opened(open, |(handle, _)| handle.is_some())?;
+        let (handle, options) = self.room.opened(open, |(handle, _)| handle.is_some())?;
         Ok((handle, self.closed(inode, flags, options)))
     }
 
     fn opendir(&self, context: Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
         self.requests.count(Kind::Opendir);
         let open = || FileSystem::opendir(&self.server, context, inode, flags);
-        self.opened(open, |(handle, _)| handle.is_some())
+        self.room.opened(open, |(handle, _)| handle.is_some())
     }
 
     fn create(
@@ -256,7 +242,7 @@ impl DynFileSystem for Share {
         let create = || {
             FileSystem::create(&self.server, context, parent, new, mode, kill_privileges, flags, umask, more)
         };
-        let (entry, handle, options) = self.opened(create, |(_, handle, _)| handle.is_some())?;
+        let (entry, handle, options) = self.room.opened(create, |(_, handle, _)| handle.is_some())?;
         let inode = entry.inode;
         match self.told(context, parent, new.to_bytes(), entry) {
             Ok(entry) => Ok((entry, handle, self.closed(inode, flags, options))),
@@ -536,7 +522,7 @@ mod tests {
 
     fn share(directory: &std::path::Path) -> Share {
         let requests = Box::leak(Box::new(Requests::new()));
-        let room = Room::new(1000, None).unwrap();
+        let room = Room::new(1000, None);
         let share = Share::new(directory.to_str().unwrap(), requests, room).unwrap();
         share.init(FsOptions::empty()).unwrap();
         share
@@ -633,7 +619,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         (0..10).for_each(|number| std::fs::write(dir.path().join(number.to_string()), b"").unwrap());
         let requests = Box::leak(Box::new(Requests::new()));
-        let room = Room::new(6, None).unwrap();
+        let room = Room::new(6, None);
         let share = Share::new(dir.path().to_str().unwrap(), requests, room).unwrap();
         share.init(FsOptions::empty()).unwrap();
         let handle = share.opendir(root(), ROOT, 0).unwrap().0.unwrap();

@@ -3,7 +3,7 @@
 //! A file server keeps a descriptor for every file whose inode the guest's kernel holds, and the guest's kernel holds inodes
 //! for as long as it has memory: a walk over a large volume would use up the process's descriptors. The server cannot
 //! take one back. So the guest is asked to forget, over a vsock connection that its agent opens
-//! ([`FORGET_PORT`]), in time and more than once; as the room gets short, what makes it shorter has to wait. A guest that
+//! ([`a3s_box_protocol::FORGET_PORT`]), in time and more than once; as the room gets short, what makes it shorter has to wait. A guest that
 //! does not forget is refused further files, and harms nobody else.
 //!
 //! ```text
@@ -14,18 +14,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::Permissions;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use a3s_box_protocol::{FORGET_CONTENTS, FORGET_NAMES, FORGET_PORT};
-use a3s_box_vmm::launch::{jail, socket_name};
-use anyhow::Context;
+use a3s_box_protocol::{FORGET_CONTENTS, FORGET_NAMES};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
@@ -36,17 +32,6 @@ const AGAIN: u64 = 16;
 
 /// How long a new file waits when the room is short. The guest's agent takes about as long to answer.
 const WAIT: Duration = Duration::from_millis(1);
-
-/// Where the guest's agent is heard from. Called before rights are given up: the directory is the emulator's.
-pub(crate) fn listen() -> anyhow::Result<UnixListener> {
-    let path = format!("{}/{}", jail::VSOCK, socket_name(FORGET_PORT));
-    // Of a guest that has booted before, with fewer interfaces.
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {path}"))?;
-    std::fs::set_permissions(&path, Permissions::from_mode(0o666))
-        .with_context(|| format!("open {path} to the guest's connections"))?;
-    Ok(listener)
-}
 
 /// The files that the guest holds.
 pub(crate) struct Room {
@@ -73,13 +58,10 @@ struct Known {
 }
 
 impl Room {
-    /// For so many descriptors. `listener` is where the guest's agent comes, if it does.
-    pub(crate) fn new(limit: u64, listener: Option<UnixListener>) -> io::Result<Self> {
-        if let Some(listener) = &listener {
-            listener.set_nonblocking(true)?;
-        }
+    /// For so many descriptors. `listener` is where the guest's agent comes, if it does; it does not block.
+    pub(crate) fn new(limit: u64, listener: Option<UnixListener>) -> Self {
         let agent = Mutex::new(Agent { listener, connection: None });
-        Ok(Self { limit, held: Mutex::default(), open: AtomicU64::new(0), agent })
+        Self { limit, held: Mutex::default(), open: AtomicU64::new(0), agent }
     }
 
     /// The guest is about to be told of an inode, which it finds by this name in a directory. `mounted`: another file system
@@ -140,12 +122,26 @@ impl Room {
     }
 
     /// The guest is about to open a file.
-    pub(crate) fn open(&self) -> io::Result<()> {
+    fn open(&self) -> io::Result<()> {
         self.check(1)?;
         let ask = self.whether_to_ask(&mut self.held());
         self.make_room(ask);
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Opens something, if there is room for it. `handle` says whether the answer has a handle, which the guest will close.
+    pub(crate) fn opened<T>(
+        &self,
+        open: impl FnOnce() -> io::Result<T>,
+        handle: impl FnOnce(&T) -> bool,
+    ) -> io::Result<T> {
+        self.open()?;
+        let answer = open();
+        if !answer.as_ref().is_ok_and(handle) {
+            self.close();
+        }
+        answer
     }
 
     /// The guest has closed a file, or could not open it.
@@ -240,7 +236,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let room = Room::new(limit, Some(listener)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let room = Room::new(limit, Some(listener));
         let agent = UnixStream::connect(&path).unwrap();
         agent.set_nonblocking(true).unwrap();
         (room, agent, dir)
@@ -339,12 +336,12 @@ mod tests {
         let mut byte = [0];
         agent.read_exact(&mut byte).unwrap();
         assert_eq!(byte, [FORGET_CONTENTS]);
-        assert!(Room::new(8, None).unwrap().know(1).is_ok());
+        assert!(Room::new(8, None).know(1).is_ok());
     }
 
     #[test]
     fn who_only_reads_need_not_say_that_a_file_is_closed() {
-        let room = Room::new(8, None).unwrap();
+        let room = Room::new(8, None);
         room.learn(2, 1, b"pod", false).unwrap();
         // Nothing is there by that name, so nothing is known of its file system.
         room.learn(3, 2, b"no-such-volume", true).unwrap();

@@ -22,7 +22,7 @@ use super::args::{RmArgs, StopArgs};
 use super::find;
 use crate::cli::{Pull, RunArgs};
 use crate::publish::Publish;
-use crate::size::Cpus;
+use crate::size::{Cpus, PERIOD_US};
 use crate::spec::{self, MASKED, READONLY};
 use crate::tell;
 use crate::tell::note;
@@ -152,10 +152,11 @@ fn check(args: &RunArgs) -> anyhow::Result<()> {
 }
 
 fn pod_config(args: &RunArgs, name: &str, uid: String, logs: &Path) -> PodSandboxConfig {
-    let quota = args.vcpus.or(args.cpus.map(Cpus::whole)).map(|whole| i64::from(whole) * PERIOD_US);
+    let period = PERIOD_US.cast_signed();
+    let quota = args.vcpus.or(args.cpus.map(Cpus::whole)).map(|whole| i64::from(whole) * period);
     // The daemon adds what a guest needs for itself to what a pod may use.
     let size = LinuxContainerResources {
-        cpu_period: quota.map_or(0, |_| PERIOD_US),
+        cpu_period: quota.map_or(0, |_| period),
         cpu_quota: quota.unwrap_or(0),
         memory_limit_in_bytes: args.memory.map_or(0, |mib| i64::from(mib) * MIB),
         ..Default::default()
@@ -178,15 +179,13 @@ fn pod_config(args: &RunArgs, name: &str, uid: String, logs: &Path) -> PodSandbo
         port_mappings: args.publish.iter().flat_map(Publish::mappings).map(port).collect(),
         annotations: args.egress.iter().map(|text| (egress::ANNOTATION.to_owned(), text.clone())).collect(),
         linux: Some(LinuxPodSandboxConfig {
-            resources: Some(size.clone()).filter(|size| *size != Default::default()),
+            resources: Some(size).filter(|size| *size != Default::default()),
             security_context: Some(context),
             ..Default::default()
         }),
         ..Default::default()
     }
 }
-
-const PERIOD_US: i64 = 100_000;
 
 fn port(mapping: a3s_box_core::spec::PortMapping) -> PortMapping {
     let protocol = match mapping.protocol {
@@ -230,7 +229,7 @@ fn container_config(args: &RunArgs, name: &str) -> anyhow::Result<ContainerConfi
             resources: args.cpus.map(|cpus| {
                 let limits = cpus.limits();
                 LinuxContainerResources {
-                    cpu_period: limits.cpu_period_us.map_or(0, |period| period as i64),
+                    cpu_period: limits.cpu_period_us.map_or(0, u64::cast_signed),
                     cpu_quota: limits.cpu_quota_us.unwrap_or(0),
                     ..Default::default()
                 }

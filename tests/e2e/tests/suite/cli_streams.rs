@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use a3s_box_cri::proto::ContainerConfig;
@@ -28,11 +28,16 @@ fn at_a_terminal(suite: &Suite, arguments: &[&str], rows: u16, columns: u16) -> 
     Terminal::start(&a3s_box(suite, arguments), rows, columns)
 }
 
-/// Runs to the end, successfully; its stdout.
-async fn finish(suite: &Suite, arguments: &[&str]) -> Result<String> {
+/// Runs to the end.
+async fn ended(suite: &Suite, arguments: &[&str]) -> Result<Output> {
     let mut command = a3s_box(suite, arguments);
     let output = tokio::time::timeout(LIMIT, command.stdin(Stdio::null()).kill_on_drop(true).output());
-    let output = output.await.with_context(|| format!("{arguments:?} does not end"))??;
+    Ok(output.await.with_context(|| format!("{arguments:?} does not end"))??)
+}
+
+/// Runs to the end, successfully; its stdout.
+async fn finish(suite: &Suite, arguments: &[&str]) -> Result<String> {
+    let output = ended(suite, arguments).await?;
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{arguments:?} ended with {}: {words}", output.status);
     Ok(String::from_utf8(output.stdout)?)
@@ -150,9 +155,7 @@ pub(crate) async fn ports_are_forwarded_to_this_machine(suite: &Suite) -> Result
 
 /// What a command that must fail says.
 async fn refusal(suite: &Suite, arguments: &[&str]) -> Result<String> {
-    let mut command = a3s_box(suite, arguments);
-    let output = tokio::time::timeout(LIMIT, command.stdin(Stdio::null()).kill_on_drop(true).output());
-    let output = output.await.with_context(|| format!("{arguments:?} does not end"))??;
+    let output = ended(suite, arguments).await?;
     ensure!(!output.status.success(), "{arguments:?} succeeded: {output:?}");
     Ok(String::from_utf8(output.stderr)?)
 }
